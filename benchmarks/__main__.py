@@ -23,7 +23,7 @@ from benchmarks.latency import (
     time_to_task,
 )
 from benchmarks.memory import idle_share, peak_by_transaction
-from benchmarks.messages import tell
+from benchmarks.messages import notify
 from benchmarks.postgres_stage import PostgresStage
 from benchmarks.rate_limited import wait_behind_rates
 from benchmarks.runners import race
@@ -89,7 +89,7 @@ class _Plan:
         return race(3_000 if self.quick else 20_000, self.rounds, say)
 
     def messages(self, say: Say) -> Any:
-        return tell(100 if self.quick else 10_000, say)
+        return notify(100 if self.quick else 10_000, say)
 
     def rate_limited(self, say: Say) -> Any:
         return wait_behind_rates((20, 100) if self.quick else (100, 10_000), self._seconds, say)
@@ -150,7 +150,7 @@ def main(
             report.keep(results, output)
     missing = [part for part in _PARTS if part not in results]
     if missing:
-        typer.echo(f"no page written, as these parts are not measured yet: {', '.join(missing)}")
+        typer.echo(f"no page written, because these parts are not measured yet: {', '.join(missing)}")
         return
     report.write(results, output)
     typer.echo(f"written: {output / 'benchmarks.md'}")

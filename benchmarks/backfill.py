@@ -1,8 +1,8 @@
-"""How fast a backfill is, and what a live change waits for meanwhile: python -m benchmarks.backfill [ROWS].
+"""The speed of a backfill, and the delay of live changes meanwhile: python -m benchmarks.backfill [ROWS].
 
-`--database mysql` or `mariadb` measures those instead of PostgreSQL. A table with ROWS rows of seven columns is sent to
-one route, as fast as it goes. Beside it, one client commits 1,000 rows a second into another table; their way from the
-commit to the queue is measured with and without the backfill.
+`--database mysql` or `mariadb` measures these instead of PostgreSQL. A table with ROWS rows of seven columns is sent to
+one route as fast as possible. At the same time one client commits 1,000 rows a second into another table; their time
+from commit to queue is measured with and without the backfill.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ SELECT n, CONCAT('Ticket ', n), 'open', n % 100, n * 0.01, NOW(6), REPEAT('n', 4
 """,
 }
 _PER_SECOND: Final = 1_000
-_KEPT: Final = 200_000  # messages in the queue: of ten million rows they would be 12 GB
+_KEPT: Final = 200_000  # messages in the queue: those of ten million rows would be 12 GB
 _PROGRAM: Final = [sys.executable, "-m", "listener"]
 
 
 class _Live:
-    """One client's commits, and how long each was on its way to the queue."""
+    """One client's commits, and the time of each to the queue."""
 
     def __init__(self, connect: Callable[[], Any], broker: redis.Redis) -> None:
         self._connect, self._broker = connect, broker
@@ -96,7 +96,7 @@ class _Live:
 
 @contextmanager
 def _server(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Start a server; yield its database's URL, and what connects to it in autocommit mode."""
+    """Start a server; yield its database's URL, and a function that connects to it in autocommit mode."""
     if kind == "postgres":
         with PostgresServer() as postgres:
             url = postgres.url_of("postgres")
@@ -171,24 +171,24 @@ def _measure(
         while (found := types("backfills", "show", name))["state"] != "done":
             broker.ltrim("cdc_bulk", 0, _KEPT - 1)  # the others are gone, as if workers had taken them
             time.sleep(1)
-        told = f", {live.end()}" if live else ""
+        live_times = f", {live.end()}" if live else ""
         used = found["sent"] / (_cpu_seconds(pid) - before)
         peak = _peak_megabytes(pid)
         _say(
             f"{found['sent']} rows, {found['rows_per_second']} rows/s, {used:.0f} a CPU second, "
-            f"up to {peak:.0f} MB{told}"
+            f"up to {peak:.0f} MB{live_times}"
         )
         broker.delete("cdc_bulk")
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the processor's time that a process has used: this machine is not quiet."""
+    """Return the processor time of a process: wall-clock times are unreliable on a busy machine."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_megabytes(pid: int) -> float:
-    """Return the most memory that a process has had."""
+    """Return the peak memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 

@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def compare(database: str, rows: int, rounds: int, say: Say) -> dict[str, dict[str, Drained]]:
-    """Let every contender read the same rows; return the results by the number of rows in a transaction."""
+    """Have every contender read the same rows; return the results by the number of rows in a transaction."""
     server, contenders = DATABASES[database]
     return {
         str(size): measure(BinlogStage(server()), contenders, Rows(rows, transaction=size), rounds, say)

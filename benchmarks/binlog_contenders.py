@@ -1,4 +1,4 @@
-"""The programs that read a binlog, each from the place where the rows begin."""
+"""The programs that read a binlog, each from the start of the rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Stock(Contender[BinlogStage]):
     name = "mysql-replication"
 
     def prepare(self, stage: BinlogStage) -> None:
-        """Leave the server as it is."""
+        """Do nothing."""
 
     def start(self, stage: BinlogStage) -> Run:
         kind = "mariadb" if stage.is_mariadb else "mysql"

@@ -36,7 +36,7 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class BinlogPlace:
-    """A place in the log: its end at some time."""
+    """A place in the log: its end at a certain time."""
 
     file: str
     offset: int

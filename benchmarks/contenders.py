@@ -25,7 +25,7 @@ class Run(ABC):
 
     @abstractmethod
     def progress(self) -> float:
-        """Return its progress, in its own unit, which grows with the rows read."""
+        """Return its progress, in its own unit, which increases with the rows read."""
 
     def is_done(self, rows: int) -> bool:
         return self.progress() >= rows

@@ -1,4 +1,4 @@
-"""What a context costs the listener: python -m benchmarks.context [ROWS [ROUNDS]].
+"""The cost of a context for the listener: python -m benchmarks.context [ROWS [ROUNDS]].
 
 The listener reads a backlog of ROWS rows, with a context in each transaction and without one, in turn. The transactions
 have 1, 10 and 100 rows. On PostgreSQL, into Redis.
@@ -30,7 +30,7 @@ def setup(schema="public"):
     router.register(schema, "items", EventType.INSERT, "bench.item", queue="cdc_bulk")
     return router
 """
-# As `cdc_tasks.context` writes it at the beginning of a transaction. No two transactions say the same.
+# As `cdc_tasks.context` writes it at the beginning of a transaction. Each transaction has another context.
 _SAY: Final = """PERFORM pg_logical_emit_message(true, 'cdc_tasks',
     format('{"context": {"user_id": %s, "request_id": "%s"}}', i, gen_random_uuid()));"""
 _COMMITS: Final = """DO $$ BEGIN FOR i IN 1..{transactions} LOOP

@@ -1,4 +1,4 @@
-"""What it costs to have cdc-tasks: memory of workers and listeners, and the processor time of their start.
+"""The cost of running cdc-tasks: memory of workers and listeners, and the processor time of their start.
 
 `python -m benchmarks.costs`: each number is the median of three starts. Memory is the proportional set size, of a
 worker with its two processes. Memory does not depend on what else runs on the machine; wall clocks would.
@@ -34,7 +34,7 @@ def main() -> None:
             "worker with install": lambda: _worker(shop),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for _ in range(_STARTS):  # in turn, so that a busy minute meets all of them
+        for _ in range(_STARTS):  # in turn, so that a busy minute affects all of them
             for name, start in ways.items():
                 found[name].append(start())
     for name, readings in found.items():

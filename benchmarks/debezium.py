@@ -51,7 +51,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start the reader in the directory `home`; after each batch it prints the number of events so far.
 
-    `offset` is the key and the value that Kafka Connect stores, and says where to continue. With `as_pydbzengine` the
+    `offset` is the key and the value that Kafka Connect stores: the place to continue from. With `as_pydbzengine` the
     reader uses that library's engine and handler, with Debezium's defaults.
     """
     storage, offsets = "org.apache.kafka.connect.storage.MemoryOffsetBackingStore", home / "debezium.offsets"

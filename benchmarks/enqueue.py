@@ -1,7 +1,7 @@
-"""How fast tasks that transactions enqueue are, beside rows: python -m benchmarks.enqueue [TASKS [ROUNDS]].
+"""The speed of tasks that transactions enqueue, compared with rows: python -m benchmarks.enqueue [TASKS [ROUNDS]].
 
 The listener reads a backlog of TASKS rows, and one of as many enqueued tasks, in turn, in transactions of 100. Then one
-client commits transactions with one task each, one after the other: how long is it from the commit to the queue?
+client commits transactions with one task each, one after the other: how long does it take from commit to queue?
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Stage:
         tasks: int,
         statements: Mapping[str, str],
     ) -> None:
-        """`statements`: what writes a hundred tasks in one transaction, by name."""
+        """`statements`: SQL that writes a hundred tasks in one transaction, by name."""
         self.environment: dict[str, str] = {}  # more of the listener's
         self._statements = statements
         self._database, self._broker, self._tasks = database, broker, tasks

@@ -1,4 +1,4 @@
-"""Other people's programs in virtual environments of their own, in the user's cache."""
+"""Third-party programs in their own virtual environments, in the user's cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number of tasks that `coalesce=True` and `batch=` make of many changes."""
+"""The number of tasks that `coalesce=True` and `batch=` make from many changes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the journal costs, and how fast it answers: python -m benchmarks.journal [ROWS [ROUNDS]].
+"""The cost of the journal, and the speed of its answers: python -m benchmarks.journal [ROWS [ROUNDS]].
 
-The listener reads the same backlog of ROWS new rows, in transactions of 100, without and with the journal, in turn. Of
-a route that sends whole rows, and of one that sends two columns of seven: there the journal has to render each row
-itself. Then it looks up one row, and fires all changes again.
+The listener reads the same backlog of ROWS new rows, in transactions of 100, without and with the journal, in turn. One
+route sends whole rows. Another sends two of seven columns, so that the journal has to render each row itself. Then the
+benchmark looks up one row, and fires all changes again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Measured(NamedTuple):
 
 
 class Stage:
-    """A database, a broker, and what a listener needs to read rows of a table."""
+    """A database, a broker, and the setup for a listener that reads rows of a table."""
 
     def __init__(self, database: PostgresServer, broker: ValkeyServer, directory: Path, rows: int) -> None:
         self._database, self._rows = database, rows
@@ -75,7 +75,7 @@ class Stage:
             connection.commit()
 
     def measure(self, routes: str, journal: str | None) -> Measured:
-        """Write the rows while no listener runs, and let one read them."""
+        """Write the rows while no listener runs, then start one that reads them."""
         self.environment["CDC_ROUTES"] = f"routes_of_bench:{routes}"
         self.environment.pop("CDC_JOURNAL", None)
         if journal is not None:
@@ -98,7 +98,7 @@ class Stage:
         return time.monotonic(), _cpu(process.pid), length
 
     def _once(self) -> None:
-        """Let a listener make its slot, and end."""
+        """Run a listener until it has created its slot."""
         with subprocess.Popen(
             [*_PROGRAM, "run"], env=self.environment, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -110,7 +110,7 @@ class Stage:
             process.communicate()
 
     def look_up(self) -> tuple[float, int]:
-        """Return how long it takes to see what happened to a row, and of how many changes."""
+        """Return the seconds to look up the changes of a row, and the number of all changes."""
         summary = self._ask("journal", "--json")
         began = time.monotonic()
         self._ask("journal", "items", "--id", str(self._rows // 2), "--json")

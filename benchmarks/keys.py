@@ -1,4 +1,4 @@
-"""What order by key costs the listener on Redis: the same rows without keys, and with few keys and many."""
+"""The cost of order by key for the listener on Redis: the same rows without keys, and with few and many keys."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _OursKeyed(Ours[KeyedStage]):
 
 
 def publish_keyed(rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, Keyed]:
-    """Let the listener publish the same rows without keys and with them, in turn, in another order each round."""
+    """Have the listener publish the same rows without keys and with them, in turn, in another order each round."""
     contenders = [_OursKeyed(name, routes) for name, routes in KEYS.items()]
     results: dict[str, list[_Result]] = {name: [] for name in KEYS}
     with KeyedStage() as stage:

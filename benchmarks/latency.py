@@ -58,7 +58,7 @@ def time_to_queue(per_second: int, seconds: float, say: Callable[[str], None]) -
 def time_beside_a_full_queue(
     per_second: int, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Latency]:
-    """Measure the time to one queue while another one, with half of the tasks, is emptied or is left alone."""
+    """Measure the time to one queue while another one, with half of the tasks, is either emptied or not."""
     return {
         "emptied": _time_beside(per_second, seconds, say, queues=[QUEUE, OTHER_QUEUE]),
         "blocked": _time_beside(per_second, seconds, say, queues=[QUEUE]),
@@ -151,7 +151,7 @@ def worker_environment(stage: PostgresStage, notes: Path) -> dict[str, str]:
 def _pop_all(
     stage: PostgresStage, writing: subprocess.Popen[bytes], queues: Sequence[str]
 ) -> list[tuple[str, float, bytes]]:
-    """Return (queue, time, message) of each message that arrives while `writing` runs, and for a second more."""
+    """Return (queue, time, message) of each message that arrives while `writing` runs and a second longer."""
     arrived: list[tuple[str, float, bytes]] = []
     while True:
         message = stage.broker.brpop(list(queues), timeout=1)

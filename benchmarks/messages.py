@@ -1,4 +1,4 @@
-"""From tickets to messages: many tickets inserted in one statement, and three people told of each."""
+"""From tickets to messages: many tickets inserted in one statement, with a message to three people for each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.listener_process import ListenerProcess
 from harness.waiting import wait_until
 from harness.worker import Worker
 
-__all__ = ["PEOPLE", "HelpDeskStage", "Told", "lines_in", "tell", "worker_environment"]
+__all__ = ["PEOPLE", "HelpDeskStage", "Notified", "lines_in", "notify", "worker_environment"]
 
 PEOPLE = ("Vera", "Mona", "Anna")  # Vera manages Mona, who manages Anna
 _RETRY = "Retry in "  # in the log line of a task that is retried
 
 
-class Told(TypedDict):
+class Notified(TypedDict):
     """The messages of one worker with two processes, without a rate limit."""
 
     messages: int
@@ -36,7 +36,7 @@ class Told(TypedDict):
     out_of_order: int
 
 
-def tell(tickets: int, say: Callable[[str], None]) -> Told:
+def notify(tickets: int, say: Callable[[str], None]) -> Notified:
     """Insert the tickets in one statement, and wait until every message has arrived."""
     with TemporaryDirectory() as directory, HelpDeskStage() as stage:
         posts = Path(directory) / "posts"
@@ -46,7 +46,7 @@ def tell(tickets: int, say: Callable[[str], None]) -> Told:
             environment = {**worker_environment(stage, key, slack), "CDC_RATES": "slack=0:0"}
             with (
                 Worker(environment) as worker,
-                ListenerProcess({**environment, "CDC_NAME": "told"}) as listener,
+                ListenerProcess({**environment, "CDC_NAME": "notified"}) as listener,
             ):
                 listener.wait_for("streaming")
                 cpu = group_cpu_seconds(worker.process.pid)
@@ -58,9 +58,9 @@ def tell(tickets: int, say: Callable[[str], None]) -> Told:
                 cpu = (group_cpu_seconds(worker.process.pid) - cpu) * 1000 / number
                 retries = worker.log.count(_RETRY)
                 listener.stop()
-        told = _told(read_posts(posts), cpu, retries)
-    say(f"tickets to messages: {told}")
-    return told
+        result = _result(read_posts(posts), cpu, retries)
+    say(f"tickets to messages: {result}")
+    return result
 
 
 class HelpDeskStage(PostgresStage):
@@ -106,11 +106,11 @@ def worker_environment(stage: HelpDeskStage, key: bytes, slack: str) -> dict[str
 
 
 def lines_in(posts: Path) -> int:
-    """Return how many messages the stand-in for Slack has got."""
+    """Return how many messages the stand-in for Slack has received."""
     return posts.read_bytes().count(b"\n") if posts.exists() else 0
 
 
-def _told(posts: Sequence[Post], cpu: float, retries: int) -> Told:
+def _result(posts: Sequence[Post], cpu: float, retries: int) -> Notified:
     seconds = posts[-1].at - posts[0].at
     return {
         "messages": len(posts),

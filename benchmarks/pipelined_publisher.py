@@ -1,7 +1,7 @@
 """Publish one message again and again to a quorum queue of RabbitMQ, and print how many it has confirmed.
 
-It does nothing else: the frames are made once, and written a hundred at a time, with up to ten thousand on their way.
-That is as fast as RabbitMQ takes messages of one channel.
+It does nothing else: the frames are made once, and written a hundred at a time, with up to ten thousand in transit.
+This is the speed at which RabbitMQ accepts messages from one channel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The listener in front of RabbitMQ, beside a publisher that writes the same bytes again and again."""
+"""The listener with RabbitMQ, compared with a publisher that repeatedly writes the same bytes."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class _OursOnRabbitMQ(Ours[RabbitMQStage]):
 
 
 class _Pipelined(Contender[RabbitMQStage]):
-    """One message, made once; confirms are only counted."""
+    """One message, created once; confirms are only counted."""
 
     name = "pipelined publisher"
 
     def prepare(self, stage: RabbitMQStage) -> None:
-        """Do nothing: it makes a queue of its own."""
+        """Do nothing: it creates its own queue."""
 
     def start(self, stage: RabbitMQStage) -> Run:
         program = [sys.executable, "-m", "benchmarks.pipelined_publisher", str(stage.rabbitmq.port)]

@@ -1,4 +1,4 @@
-"""A burst of messages behind a rate limit: what the wait costs a worker, and what else the worker does meanwhile."""
+"""A burst of messages that waits for a rate limit: the cost for a worker, and its other work meanwhile."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["Burst", "Part", "wait_behind_rates"]
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _TABLE: Final = "priorities"
 _EVERY: Final = 1.5  # seconds between two refreshes
-_SETTLES: Final = 5.0  # seconds; what a worker does at its start is over
-_OWNERS: Final = 10  # more than there are messages that have their account's turn, or have just been sent
+_SETTLES: Final = 5.0  # seconds until a worker has finished starting
+_OWNERS: Final = 10  # more than the number of messages that own their account's key or have just been sent
 
 
 class Part(TypedDict):
-    """What some seconds cost, and the refreshes of the cache that were sent in them."""
+    """The cost of some seconds, and the cache refreshes that were sent in them."""
 
     cpu: float  # milliseconds a second, of the worker's processes
     redis_cpu: float
@@ -49,13 +49,13 @@ class Burst(TypedDict):
     messages: int
     load: float  # of the machine, from other work before it began
     seconds: float  # of the first and the last part
-    idle: Part  # before the tickets come
+    idle: Part  # before the tickets are inserted
     arriving: Part  # the tickets' tasks run
     waiting: Part  # all other messages wait
 
 
 def wait_behind_rates(sizes: Sequence[int], seconds: float, say: Callable[[str], None]) -> list[Burst]:
-    """Measure bursts of these numbers of tickets, each with a worker of its own."""
+    """Measure bursts of these numbers of tickets, each with its own worker."""
     return [_wait_behind_a_rate(tickets, seconds, say) for tickets in sizes]
 
 
@@ -101,7 +101,7 @@ def _wait_behind_a_rate(tickets: int, seconds: float, say: Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """The processes that are measured, and what sends refreshes to them."""
+    """The measured processes, and the sender of refreshes to them."""
 
     stage: HelpDeskStage
     worker: Worker
@@ -147,5 +147,5 @@ class _Measured:
 
 
 def _waiting(stage: HelpDeskStage) -> int:
-    """Return how many messages wait behind others of their account."""
+    """Return how many messages wait for others of their account."""
     return int(stage.broker.hget(LENGTHS, "cdc_notifications") or 0)

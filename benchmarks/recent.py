@@ -1,8 +1,8 @@
-"""What recent changes cost, and how fast one is found: python -m benchmarks.recent [ROWS [ROUNDS]].
+"""The cost of recent changes, and the time to find one: python -m benchmarks.recent [ROWS [ROUNDS]].
 
 The listener reads the same backlog of ROWS new rows, in transactions of 100, with CDC_RECENT_SIZE=0 and with the
-default, in turn. Then a million changes are noted, each in a transaction of its own with a context, and one row is
-looked up by the command. ROWS may be 0: then only that.
+default, in turn. Then a million changes are recorded, each in its own transaction with a context, and the command looks
+up one row. With ROWS 0, only this part runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from listener.publish.redis.connection import RedisConnection
 from listener.router import BinlogRouter, EventType
 
 _MILLION: Final = 1_000_000
-_ROWS: Final = 200_003  # of the table that a million changes are of
+_ROWS: Final = 200_003  # of the table with a million changes
 _DEFAULT: Final = 64 * 1024**2  # bytes
 _TEXT: Final = 25  # the type's OID
 _NAME: Final = "bench_journal"
@@ -41,7 +41,7 @@ class _Stage(Stage):
         """Measure without and with recent changes, in turn."""
         found: dict[str, list[Measured]] = {"0": [], "64MiB": []}
         for each in range(2 * rounds):
-            size = list(found)[(each + each // 2) % 2]  # 0 1 1 0 …: what gets slower by itself hits both
+            size = list(found)[(each + each // 2) % 2]  # 0 1 1 0 …: a general slowdown affects both
             self.environment["CDC_RECENT_SIZE"] = size
             found[size].append(self.measure("whole", None))
         for size, all_of in found.items():
@@ -50,7 +50,7 @@ class _Stage(Stage):
             echo(f"CDC_RECENT_SIZE={size}: {speed:,.0f} changes/s, {cpu:.2f} µs of CPU a change")
 
     def find(self) -> tuple[float, float, int]:
-        """Return how long it takes to find what happened to a row, its seconds of CPU, and how many changes it was."""
+        """Return the seconds to find the changes of a row, the seconds of CPU, and the number of changes."""
         began, cpu = time.monotonic(), _cpu_of_children()
         found = self._ask("changes", "items", "--id", "7919", "--json")
         return time.monotonic() - began, _cpu_of_children() - cpu, len(found["changes"])
@@ -62,7 +62,7 @@ def _cpu_of_children() -> float:
 
 
 def _changes(first: int, count: int) -> list[WALChange]:
-    """Return updates, as a busy application makes them: a transaction has one, and a context."""
+    """Return updates like those of a busy application: one for each transaction, with a context."""
     names = ("id", "subject", "status", "assignee", "price", "created_at", "note")
     table = Table(
         "public", "items", [Column(name, BUILTIN[_TEXT], key=name == "id") for name in names], identity="f"
@@ -79,7 +79,7 @@ def _changes(first: int, count: int) -> list[WALChange]:
 
 
 def _fill(store: RecentStore) -> None:
-    """Note a million changes."""
+    """Record a million changes."""
     router = BinlogRouter()
     router.register("public", "items", EventType.ALL, "bench.item")
     router.register("public", "items", EventType.UPDATE, "bench.never", when=lambda _: False)

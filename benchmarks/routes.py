@@ -25,7 +25,7 @@ TABLES = ("narrow", "tickets", "wide")
 
 
 def every_row() -> BinlogRouter:
-    """Return a route with one task for each new row, behind a predicate, and a route that never fires."""
+    """Return a route with a predicate and one task for each new row, and a route that never fires."""
     return _every_row_of(*TABLES)
 
 
@@ -85,7 +85,7 @@ def by_id() -> BinlogRouter:
 
 
 def two_queues() -> BinlogRouter:
-    """Return two routes for each new row, to two queues. One of them stops nobody if it is full."""
+    """Return two routes for each new row, to two queues. One of them may be full without stopping the other."""
     router = BinlogRouter()
     router.register("public", "tickets", EventType.INSERT, "bench.row", queue=QUEUE)
     router.register(

@@ -99,14 +99,14 @@ class Ours(_Celery):
 
 
 class OursAlone(Ours):
-    """With one process: of one key no more than one task runs at a time, so that is what one key can reach."""
+    """With one process: only one task of a key runs at a time, so this is the limit for one key."""
 
     name = "cdc-tasks, one process"
     processes = 1
 
 
 class OursKeyed(Ours):
-    """Of each key one task is in the queue, and the others wait for it, as the listener puts them there."""
+    """For each key one task is in the queue, and the others wait for it, as when the listener sends them."""
 
     def __init__(self, keys: int) -> None:
         self.name = f"cdc-tasks, {counted(keys, 'key')}"
@@ -137,7 +137,7 @@ class LateStock(Stock):
 
 
 class _Elsewhere(Contender):
-    """A framework in a virtual environment of its own."""
+    """A framework in its own virtual environment."""
 
     application: str
 

@@ -1,4 +1,4 @@
-"""A stand-in for Slack in a process of its own, which answers at once and writes down what was posted."""
+"""A stand-in for Slack in a separate process, which answers at once and records the posts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers and rows of the benchmarks: what all databases have in common."""
+"""The servers and rows of the benchmarks: the part common to all databases."""
 
 from __future__ import annotations
 

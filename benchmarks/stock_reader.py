@@ -1,9 +1,9 @@
-"""Iterate over the rows of mysql-replication, and print their number now and then.
+"""Iterate over the rows of mysql-replication, and print their number from time to time.
 
     python -m benchmarks.stock_reader PORT GTIDS mariadb|mysql
 
-It uses everything that the library's documentation recommends for speed: only the necessary events and the one table,
-no logging, no verified checksums. `only_events` leaves out the events of transactions.
+It follows the library's documentation on speed: only the necessary events and one table, no logging, no verified
+checksums. `only_events` leaves out the events of transactions.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from cdc_tasks import TryAgain
 __all__ = ["FAILS", "STARTS", "Note", "read_notes", "read_starts"]
 
 FAILS = "BENCH_KEY_FAILS"  # set: the task of one key always fails
-STARTS = "BENCH_STARTS"  # the path of a file that gets the time at which each refresh of the cache begins
+STARTS = "BENCH_STARTS"  # the path of a file for the start time of each cache refresh
 
 _VARIABLE = "BENCH_NOTES"  # the file's path
 _NOTE = Struct("=ddI")
@@ -43,7 +43,7 @@ def row(change: Mapping[str, Any]) -> None:
 
 @shared_task(name="bench.row_of_key")
 def row_of_key(change: Mapping[str, Any]) -> None:
-    """Fail if the environment says so for this key; the others note when they ran."""
+    """Fail if the environment demands it for this key; otherwise record when the task ran."""
     if change["after"]["id"] % KEYS != 0:
         _note(change, 1)
     elif os.environ.get(FAILS):

@@ -57,7 +57,7 @@ class _Result:
 
 
 def compare(rows: int, rounds: int, say: Callable[[str], None]) -> dict[str, Drained]:
-    """Let every contender read the same rows."""
+    """Have every contender read the same rows."""
     return measure(PostgresStage(), postgres_contenders.ALL, Rows(rows), rounds, say)
 
 
@@ -87,7 +87,7 @@ def measure(
     rounds: int,
     say: Callable[[str], None],
 ) -> dict[str, Drained]:
-    """Let the contenders read the same rows in turn, in another order each round. Opens and closes the stage."""
+    """Have the contenders read the same rows in turn, in another order each round. Opens and closes the stage."""
     results: dict[str, list[_Result]] = {each.name: [] for each in contenders}
     with stage:
         for each in contenders:
@@ -107,7 +107,7 @@ def rotated(contenders: Sequence[Contender[AnyStage]], by: int) -> Iterable[Cont
 
 
 def drain(contender: Contender[AnyStage], stage: AnyStage, rows: int) -> _Result:
-    """Let one contender read `rows` rows; return its rate without and with the warm-up, processor time and memory."""
+    """Have one contender read `rows` rows; return its rate without and with warm-up, processor time and memory."""
     run = contender.start(stage)
     try:
         samples, cpu, memory = _watch(run, rows)

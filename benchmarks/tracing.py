@@ -1,7 +1,7 @@
 """What tracing costs the listener: python -m benchmarks.tracing [ROWS [ROUNDS]].
 
-The listener reads a backlog of ROWS rows of transactions that carry a trace, in turn with CDC_OTEL off and on. What it
-takes more of a processor is shown for 10,000 changes a second.
+The listener reads a backlog of ROWS rows of transactions that carry a trace, in turn with CDC_OTEL off and on. The
+additional processor time is shown for 10,000 changes a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INSERT: Final = "INSERT INTO items (status) SELECT 'new' FROM generate_series(1
 
 
 def _transactions(rows: int, flag: str) -> str:
-    """Return what writes a hundred rows, with the same number in each transaction."""
+    """Return the SQL that writes a hundred rows, with the same number in each transaction."""
     one = f"{_CONTEXT.format(flag=flag)}; {_INSERT.format(rows=rows)}; COMMIT"
     return "; BEGIN; ".join([one] * (100 // rows))
 

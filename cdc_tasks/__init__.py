@@ -1,10 +1,10 @@
 """cdc-tasks: a committed row change becomes a finished Celery task.
 
-The names below are the public interface, with those of `cdc_tasks.testing`, `cdc_tasks.notify` and `cdc_tasks.celery`.
+The names below, and those of `cdc_tasks.testing`, `cdc_tasks.notify` and `cdc_tasks.celery`, are the public interface.
 Everything else may change in any version.
 
-Importing this package loads nothing: each name is loaded when it is first used. So a file of routes needs no database
-driver, and a web process that only reads the master cache loads no task.
+Importing this package loads nothing else: each name is loaded on first use. So a file of routes needs no database
+driver, and a web process that only reads the master cache loads no tasks.
 """
 
 from __future__ import annotations

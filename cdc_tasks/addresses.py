@@ -1,4 +1,4 @@
-"""Whether a URL is unambiguous. The check comes first: a driver prints a URL that it cannot parse, password and all."""
+"""Checks that a URL is unambiguous before a driver gets it: drivers print URLs that they cannot parse."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ESCAPE: Final = "in user and password, write each of : / ? # [ ] @ % as %XX, e.
 def check_address(text: str) -> None:
     """Raise ValueError if programs could parse the URL in different ways; the message has no part of the URL.
 
-    Several URLs with semicolons between them are alternatives, as kombu takes them for brokers.
+    Several URLs, separated by semicolons, are alternatives, as in kombu's broker URLs.
     """
     for each in text.split(";"):
         _check(each)
 
 
 def check_redis_address(text: str) -> None:
-    """Raise ValueError if it is no address of one Redis; the message has no part of the URL."""
+    """Raise ValueError if it is not the address of one Redis; the message has no part of the URL."""
     if not text.startswith(_OF_REDIS):
         raise ValueError(f"must start with one of {', '.join(_OF_REDIS)}")
     check_address(text)
@@ -35,12 +35,12 @@ def check_redis_address(text: str) -> None:
 def _check(url: str) -> None:
     scheme = _SCHEME.match(url)
     if scheme is None:
-        raise ValueError("no URL with a scheme such as redis://, amqp://, postgresql:// or mysql://")
+        raise ValueError("it is not a URL with a scheme such as redis://, amqp://, postgresql:// or mysql://")
     if _UNSAFE.search(url):
-        raise ValueError(f"it has a blank, a control character or a backslash in it; {_ESCAPE}")
+        raise ValueError(f"it contains a blank, a control character or a backslash; {_ESCAPE}")
     authority, rest = _split(url[scheme.end() :])
     if "@" in rest:
-        raise ValueError(f"it has an @ after its host; {_ESCAPE}")
+        raise ValueError(f"it has an @ after the host; {_ESCAPE}")
     login, _, hosts = authority.rpartition("@")
     if _BAD_PERCENT.search(login) or set("@[]") & set(login):
         raise ValueError(f"its user or password is not escaped; {_ESCAPE}")

@@ -1,4 +1,4 @@
-"""Finding a Celery app by what stands behind `-A`, as `celery -A` finds it."""
+"""Finds a Celery app by the argument of `-A`, as `celery -A` does."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["AppNotFoundError", "find_app", "import_tasks"]
 
 
 class AppNotFoundError(CDCError):
-    """There is no Celery app where -A or CDC_APP points to."""
+    """-A or CDC_APP does not name a Celery app."""
 
 
 def find_app(reference: str) -> Celery:
     """Return the app at `module[:app]`, and make it Celery's current app; raises AppNotFoundError.
 
-    Without `:app` it is the module's `app` or `celery`, that of its submodule `celery`, or the one app that it has.
+    Without `:app` it is the module's `app` or `celery`, that of its submodule `celery`, or the module's only app.
     """
     from celery import Celery
 
@@ -54,7 +54,7 @@ def _found(reference: str) -> Any:
 
 
 def import_tasks(app: Celery, reference: str) -> None:
-    """Import all modules of tasks of an app, as its worker does; raises AppNotFoundError for one that fails."""
+    """Import all task modules of an app, as its worker does. Raises AppNotFoundError if one fails."""
     try:
         app.loader.import_default_modules()
         app.finalize()

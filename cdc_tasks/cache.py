@@ -1,7 +1,7 @@
-"""The Redis at CACHE_URL: one client per process, and errors that say whether a retry may help.
+"""The Redis at CACHE_URL: one client per process, and errors that show whether a retry may help.
 
-An app of somebody else's with `cdc_tasks.install` has it at CDC_CACHE_URL, or else in its broker, if that is Redis.
-CACHE_URL is not read there: other programs mean a cache by it, which may be emptied at any time.
+An application with `cdc_tasks.install` has it at CDC_CACHE_URL, or else in its broker, if that is Redis. CACHE_URL is
+not read there: for other programs it is a cache, which may be emptied at any time.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class CacheAwayError(TryAgain):
 
 
 class NoRedisError(CDCError):
-    """There is no Redis for what cdc-tasks has to keep: the broker is none, and CDC_CACHE_URL is not set."""
+    """There is no Redis for the data of cdc-tasks: the broker is not Redis, and CDC_CACHE_URL is not set."""
 
 
 @cache
 def client() -> redis.Redis:
-    """Return this process's client, which threads may share and which works after a fork.
+    """Return this process's client. Threads may share it, and it works after a fork.
 
     Raise NoRedisError, SettingsError; if the client is the broker's, raise what `errors_translated` translates.
     """
@@ -59,7 +59,7 @@ def client() -> redis.Redis:
         socket_timeout=5,
         socket_connect_timeout=5,
         health_check_interval=15,
-        # All our commands and scripts are idempotent, so they are repeated after the connection broke.
+        # All our commands and scripts are idempotent, so they are repeated after a broken connection.
         retry=Retry(EqualJitterBackoff(base=0.1, cap=1), retries=3),
     )
 
@@ -86,7 +86,7 @@ def _checked(url: str) -> str:
 
 
 def where() -> str:
-    """Return what says where it is, for errors: a variable, or the broker."""
+    """Return the name of its address for errors: a variable, or the broker."""
     if not is_foreign(current_app()):
         return environment.set_by("CACHE_URL")
     return environment.set_by("CACHE_URL") if is_set(TWINS["CACHE_URL"]) else "the broker's address"
@@ -108,10 +108,10 @@ def _client_of_broker(app: Celery, retry: Retry | None, options: dict[str, Any])
 
 
 class _PrefixedRedis(redis.Redis):
-    """A client whose keys begin with `global_keyprefix`, as all others of the app's broker.
+    """A client whose keys begin with `global_keyprefix`, like all other keys of the app's broker.
 
-    An app may have its broker with others, each with its own prefix, and a user who is allowed no other keys. kombu's
-    own client with a prefix knows only the commands that kombu uses.
+    Apps may share a broker, each with its own prefix and a Redis user who may only use these keys. kombu's own client
+    with a prefix supports only the commands that kombu uses.
     """
 
     def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
@@ -147,7 +147,7 @@ def _with_prefix(prefix: str, command: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _place_of_keys(name: str, command: tuple[Any, ...]) -> tuple[int, int]:
-    """Return where the keys of a command begin and end; most have one, after the name."""
+    """Return where the keys of a command begin and end; most commands have one key, after the name."""
     match name:
         case "DEL" | "EXISTS" | "MGET" | "UNLINK" | "WATCH":
             return 1, len(command)
@@ -160,7 +160,7 @@ def _place_of_keys(name: str, command: tuple[Any, ...]) -> tuple[int, int]:
 
 
 def close_idle() -> None:
-    """Close this process's connections that nobody uses now; the next command opens one again."""
+    """Close this process's idle connections; the next command opens one again."""
     client().connection_pool.disconnect(inuse_connections=False)
 
 
@@ -168,7 +168,7 @@ def close_idle() -> None:
 def errors_translated(variable: str | None = None) -> Iterator[None]:
     """Raise CacheAwayError for temporary errors: no connection, loading, a read-only replica, memory full.
 
-    `variable` is the one that names this Redis; None: what `where` returns.
+    `variable` names this Redis in errors; None: the result of `where`.
     """
     try:
         yield
@@ -181,5 +181,5 @@ def errors_translated(variable: str | None = None) -> Iterator[None]:
     ) as error:
         named = variable or where()
         raise CacheAwayError(
-            f"Redis at {named} did not take the command: {error}", hint=f"Start it, or correct {named}."
+            f"Redis at {named} did not accept the command: {error}", hint=f"Start it, or correct {named}."
         ) from error

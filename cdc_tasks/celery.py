@@ -1,7 +1,7 @@
 """The Celery app: `celery -A cdc_tasks worker`, and `from cdc_tasks.celery import app` for your own tasks.
 
-It is made with `cdc_tasks.install`, as any other app. What it has besides are the help desk's tasks, its queues with
-their old names, settings from the environment, and its own format of log lines.
+It uses `cdc_tasks.install`, as any other app. In addition it has the help desk's tasks, queues with their old names,
+settings from the environment, and its own log format.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _RESULT_BACKEND = "CELERY_RESULT_BACKEND"
 
 
 def _is_celerys_command() -> bool:
-    """Return whether Celery's command line runs, which would show an error as a traceback."""
+    """Return whether this is Celery's command line, which would show an error as a traceback."""
     context = click.get_current_context(silent=True)
     return context is not None and context.find_root().command.name == "celery"
 
 
 def load_master_tables() -> None:
-    """Register the help desk's tables, in a process that reads the master cache and loads no task."""
+    """Register the help desk's tables, in a process that reads the master cache and loads no tasks."""
     import_module("cdc_tasks.helpdesk.master_tables")
 
 
@@ -115,7 +115,7 @@ def _refuse_old_versions(instance: Any, **_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _report_bad_settings(instance: Any, **_: Any) -> None:
-    """Report all bad settings before the first task; otherwise each would show when a task fails."""
+    """Report all bad settings before the first task; otherwise each would only show when a task fails."""
     if instance.app is not app:
         return
     try:
@@ -126,7 +126,7 @@ def _report_bad_settings(instance: Any, **_: Any) -> None:
 
 @signals.celeryd_init.connect
 def _leave_the_default_queue_to_others(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """Take from Celery's default queue only if this app has tasks for it: otherwise its messages are not ours."""
+    """Consume Celery's default queue only if this app has tasks for it: otherwise its messages are not ours."""
     if instance.app is not app:
         return
     default = app.conf.task_default_queue
@@ -164,7 +164,7 @@ def _report_what_is_not_used(instance: Any, **_: Any) -> None:
         log.warning(
             "celeryconfig_not_used",
             file=str(path),
-            reason="It does not start from the settings of cdc-tasks, so it may be another application's.",
+            reason="It does not import the settings of cdc-tasks, so it may be another application's.",
             hint="To use it: start it with `from cdc_tasks.config.celery import *`.",
         )
 
@@ -188,17 +188,17 @@ def _prepare_flower(**_: Any) -> None:
 
 
 def _refuse_without_helpdesk(**_: Any) -> None:
-    """Before the help desk's modules are imported: this app is the help desk's."""
+    """Refuse to start without the help desk's dependencies, before its modules are imported."""
     try:
         check_extra("helpdesk")
     except MissingExtraError as error:
         raise SystemExit(
-            f"error: {error}\n  For tasks of your own: cdc_tasks.install(app), and celery -A your_app worker"
+            f"error: {error}\n  For your own tasks: cdc_tasks.install(app), and celery -A your_app worker"
         ) from None
 
 
 def _take_over_logs(**_: Any) -> None:
-    """Once a worker or beat of this app starts: Celery configures no logs in a process where this is connected."""
+    """Configure logs when a worker or beat of this app starts; while this is connected, Celery does not."""
     signals.setup_logging.connect(_configure_logs)
 
 
@@ -207,7 +207,7 @@ for _act in (_refuse_without_helpdesk, _report_mistakes_in_task_modules, _prepar
 
 
 def _configure_logs(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
-    """Log in the format of CDC_LOG_FORMAT, to the file of Celery's `--logfile`, `--detach` or `celery multi`."""
+    """Log in the format of CDC_LOG_FORMAT, to the file that `--logfile`, `--detach` or `celery multi` names."""
     logs.configure(
         json=load(LogSettings).cdc_log_format == "json", level=loglevel or logging.INFO, file=logfile
     )

@@ -1,4 +1,4 @@
-"""What a change in the database looks like: the listener and the workers both know it."""
+"""What a change in the database looks like, for the listener and for the workers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 
 
 class EventType(StrEnum):
-    """What happened to a row; with TRUNCATE, to a whole table. READ: a row as a backfill found it.
+    """What happened to a row, or for TRUNCATE to a whole table. READ: a row as a backfill read it.
 
-    In a route, ALL means the four changes, and not READ. ENQUEUED is no change, and not for routes: a task that a
-    transaction enqueued has it where others have the event that fired them.
+    In a route, ALL means the four changes, without READ. ENQUEUED is not a change and not for routes: it marks a task
+    that a transaction enqueued, where other tasks name the event that fired them.
     """
 
     INSERT = "insert"
@@ -50,12 +50,12 @@ READ: Final = EventType.READ
 
 
 class Context:
-    """What a transaction says of itself: who, which request. One object for all its changes."""
+    """A transaction's context: who made it, in which request. All its changes share one object."""
 
     __slots__ = ("json", "values")
 
     def __init__(self, values: Mapping[str, Any], json: bytes) -> None:
-        """`values` are JSON scalars, and `json` is the same. Neither is changed any more."""
+        """`values` are JSON scalars, and `json` is the same as JSON. Neither changes afterwards."""
         self.values = values
         self.json = json
 
@@ -74,7 +74,7 @@ class Commit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownCommit:
-    """A transaction of which only its context is known."""
+    """A transaction of which only the context is known."""
 
     context: Context | None = None
 
@@ -82,17 +82,17 @@ class KnownCommit:
 class ChangeTransaction(NamedTuple):
     """A change's place in its transaction: `change.transaction`."""
 
-    id: str  # no other transaction ever has it; the change's own id of a row that a backfill read
-    # Of the change, from 1, as the log counts. Numbers ascend. They have holes where the log has rows that no route
-    # watches, and for tasks that the transaction enqueues.
+    id: str  # unique forever; for a row that a backfill read, the change's own id
+    # The change's number, from 1, in the order of the log. Numbers ascend, with holes for rows that no route watches
+    # and for tasks that the transaction enqueues.
     number: int
     is_last: (
         bool | None
-    )  # whether no change of the transaction comes after it; None: a task's message lacks that
+    )  # whether it is the transaction's last change; None: the task's message does not have this
 
 
 class Change(Protocol):
-    """What predicates and `args=` of a route may use, before or after the values are decoded."""
+    """What a route's predicates and `args=` may use, before or after the values are decoded."""
 
     @property
     def schema(self) -> str: ...
@@ -119,7 +119,7 @@ class Change(Protocol):
     @property
     def stamp(self) -> tuple[bytes, bytes]: ...  # id and position, encoded
     @property
-    def context(self) -> Mapping[str, Any] | None: ...  # what its transaction says of itself; None: nothing
+    def context(self) -> Mapping[str, Any] | None: ...  # of its transaction; None: it has none
     @property
     def transaction(self) -> ChangeTransaction: ...
     @property
@@ -127,7 +127,7 @@ class Change(Protocol):
     @property
     def is_muted(
         self,
-    ) -> bool: ...  # its transaction says that it is to fire nothing, but for routes that ask for it
+    ) -> bool: ...  # its transaction mutes it: it fires only routes with even_muted=True
 
     def changed(self, column: str) -> bool | None: ...
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes: ...
@@ -138,29 +138,29 @@ class Change(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowChange:
-    """One row inserted, updated or deleted, or one table truncated; or one row as a backfill read it.
+    """One row that was inserted, updated or deleted, one truncated table, or one row as a backfill read it.
 
-    Values are what JSON has: integers and floats are numbers, `numeric` is str, dates and timestamps are ISO 8601 str,
+    Values are JSON values: integers and floats are numbers, `numeric` is str, dates and timestamps are ISO 8601 str,
     `bytea` is base64 str, arrays are lists, `json` is the value itself, all others are the server's own text.
     """
 
-    # From source, position and time of the commit alone, of a read from the backfill and the row's key: the same on
-    # every replay.
+    # Made only from the source, the position and the commit time; for a read, from the backfill and the row's key.
+    # So it is the same on every replay.
     id: str
     schema: str  # on MySQL and MariaDB the database
-    table: str  # of a partition, the partitioned table
+    table: str  # for a partition, the partitioned table
     event: EventType  # never ALL
     before: Mapping[str, Any] | None  # the old row, with the columns that the replica identity has
-    after: Mapping[str, Any] | None  # None for a delete and for a truncate
-    unavailable: tuple[str, ...] = ()  # columns whose value the source did not send; this is not NULL
+    after: Mapping[str, Any] | None  # None for a delete and a truncate
+    unavailable: tuple[str, ...] = ()  # columns whose value the source did not send (not NULL)
     position: str  # its place in the source's log; compare only with `position_key`
     committed_at: datetime  # with its time zone
-    context: Mapping[str, Any] | None = None  # what its transaction says of itself (`cdc_tasks.context`)
-    is_last: bool | None = field(default=None, compare=False)  # of its transaction; None: it is not known
+    context: Mapping[str, Any] | None = None  # of its transaction (`cdc_tasks.context`)
+    is_last: bool | None = field(default=None, compare=False)  # of its transaction; None: unknown
 
     @property
     def transaction(self) -> ChangeTransaction:
-        """Its place in its transaction. A row that a backfill read stands alone."""
+        """Its place in its transaction. A row that a backfill read is alone in it."""
         head, _, ordinal = self.id.rpartition("-")
         if self.event is EventType.READ or not ordinal.isdecimal():
             return ChangeTransaction(self.id, 1, is_last=True)
@@ -173,12 +173,12 @@ class RowChange:
 
     @property
     def row(self) -> Mapping[str, Any]:
-        """The row as it is now, or as it was before a delete; empty for a truncate."""
+        """The row after the change; for a delete, the row before it; empty for a truncate."""
         return self.after if self.after is not None else self.before or {}
 
     @property
     def kind(self) -> tuple[str, str, str]:
-        """Schema, table and event's value: routes are found by it."""
+        """Schema, table and event's value: the key for finding routes."""
         return self.schema, self.table, self.event.value
 
     @property
@@ -188,7 +188,7 @@ class RowChange:
 
     @property
     def is_muted(self) -> bool:
-        """False: what a task receives has fired it."""
+        """False: a change that a task receives has fired it."""
         return False
 
     def changed(self, column: str) -> bool | None:
@@ -204,7 +204,7 @@ class RowChange:
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> RowChange:
-        """Build one from the argument that a task receives; raises KeyError if a field is missing."""
+        """Build one from the argument that a task receives. Raise KeyError if a field is missing."""
         return cls(
             id=message["id"],
             schema=message["schema"],
@@ -246,10 +246,10 @@ class RowChange:
 
 
 def position_key(position: str) -> tuple[str, str]:
-    """Return (log, place) of a change's position. Places of the same log compare as texts.
+    """Return (log, place) of a change's position. Places in the same log compare as texts.
 
-    Places of different logs do not compare: after a failover MySQL counts from 1 again, under another name. On
-    PostgreSQL all places of one cluster compare, also after a failover or a restore. Raises ValueError.
+    Places in different logs do not compare: after a failover MySQL counts from 1 again, under another name. On
+    PostgreSQL all places of one cluster compare, even after a failover or a restore. Raises ValueError.
     """
     place, _, ordinal = position.rpartition(":")
     log, number, later = _in_wal(place) if "/" in place else _in_binlog(place)

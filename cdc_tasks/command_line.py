@@ -1,4 +1,4 @@
-"""What both command lines do alike: print an error as text or JSON, print the version, set up shell completion."""
+"""Code that both command lines share: errors as text or JSON, the version, shell completion."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
 
 
 def app_first(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `-A module` before the command, wherever it stands; after `--` they stay."""
+    """Return the arguments with `-A module` moved before the command; arguments after `--` stay."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     first, rest = list[str](), list[str]()
     left = iter(arguments[:end])
@@ -66,8 +66,8 @@ def run(
     """Run a command line; print an error without a traceback, and exit with status 1.
 
     With `--json` among the arguments the error is a JSON object with code, message and hint on standard output,
-    otherwise it is text on standard error. `program` is the installed script, for which shells complete: they
-    cannot for `python -m`. `explain` translates an error of a driver; None if it does not know it.
+    otherwise it is text on standard error. `program` is the installed script, for shell completion, which cannot work
+    for `python -m`. `explain` translates a driver's error, and returns None for unknown ones.
     """
     is_json = "--json" in sys.argv[1:]
     for_completion = any(each.startswith(_COMPLETION) for each in sys.argv[1:])
@@ -89,11 +89,11 @@ def run(
 
 
 def _of_usage(error: Exception) -> CDCError | None:
-    """Return what Typer would have printed about wrong arguments; None if it is another error."""
+    """Return what Typer would have printed about wrong arguments; None for other errors."""
     text = getattr(error, "format_message", None)  # of Typer's exceptions, or of Click's: versions differ
     if text is None or getattr(error, "exit_code", None) != 2:
         return None
-    return CDCError(text(), hint="See what there is: --help", code="usage")
+    return CDCError(text(), hint="For help: --help", code="usage")
 
 
 def _print(error: CDCError, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The tasks' database: one engine per process, and errors that say whether a retry may help."""
+"""The tasks' database: one engine per process, and errors that show whether a retry may help."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def engine() -> Engine:
         made = sqlalchemy.create_engine(
             url,
             connect_args=_connect_args(url),
-            pool_pre_ping=True,  # notices a restarted server before a task begins, and not in the middle of it
+            pool_pre_ping=True,  # detects a restarted server before a task begins, not in the middle of it
             pool_recycle=1800,  # MySQL and firewalls drop idle connections
-            hide_parameters=True,  # an error's text must not hold values of rows
+            hide_parameters=True,  # an error's text must not contain values of rows
         )
     if source is not None:
         sqlalchemy.event.listen(made, "do_connect", partial(_give_password, source))
@@ -70,7 +70,7 @@ def engine() -> Engine:
 def _give_password(
     source: PasswordSource, _dialect: object, _record: object, _given: object, options: dict[str, Any]
 ) -> None:
-    """Connect with the password that is valid now. Raises DatabaseAwayError, PasswordError."""
+    """Connect with the current password. Raises DatabaseAwayError, PasswordError."""
     try:
         options["password"] = source.password()
     except PasswordError as error:
@@ -88,9 +88,9 @@ def session() -> Iterator[Session]:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """Open a session for SELECTs that need no common snapshot; raises what `session` raises.
+    """Open a session for SELECTs that need no common snapshot. Raises the same as `session`.
 
-    On PostgreSQL it has no transaction, which saves the two round trips of its beginning and its end.
+    On PostgreSQL it has no transaction, which saves the two round trips for begin and commit.
     """
     with _opened(_without_transactions(engine())) as opened:
         yield opened
@@ -98,7 +98,7 @@ def reading() -> Iterator[Session]:
 
 @lru_cache(maxsize=1)
 def _without_transactions(ours: Engine) -> Engine:
-    """Return an engine with the same pool; with other drivers than psycopg2 autocommit takes round trips itself."""
+    """Return an engine with the same pool. With drivers other than psycopg2, autocommit itself takes round trips."""
     if ours.dialect.driver != "psycopg2":
         return ours
     return ours.execution_options(isolation_level="AUTOCOMMIT")
@@ -134,7 +134,7 @@ def _is_denied(error: DBAPIError) -> bool:
 
 
 def _grants() -> str:
-    """Return the statements with which the tables' owner grants this role what tasks and commands need."""
+    """Return the statements that grant this role the privileges that tasks and commands need."""
     url = engine().url
     is_mysql = url.get_backend_name() == "mysql"
     role = f"'{url.username}'" if is_mysql else f'"{url.username}"'
@@ -144,11 +144,11 @@ def _grants() -> str:
     written = ("connected_accounts", "notification_preferences")
     statements = [f"GRANT SELECT ON {everything} TO {role};"]
     statements += [f"GRANT INSERT, UPDATE ON {where}{table} TO {role};" for table in written]
-    return "\n  ".join(["Let the owner of the tables run:", *statements])
+    return "\n  ".join(["As the owner of the tables, run:", *statements])
 
 
 def sqlalchemy_url(url: str) -> URL:
-    """Return the URL with the driver that is installed; raises UnknownDatabaseError."""
+    """Return the URL with the installed driver. Raises UnknownDatabaseError."""
     scheme, _, rest = url.partition("://")
     driver = _DRIVERS.get(scheme.partition("+")[0])
     if driver is None:
@@ -167,7 +167,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
             "read_timeout": _ANSWER_TIMEOUT,
             "write_timeout": _ANSWER_TIMEOUT,
         }
-    # A server that vanished is noticed within half a minute; by the kernel's default it takes two hours.
+    # A vanished server is detected within half a minute; with the kernel's default it takes two hours.
     keepalive = {
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -182,7 +182,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _leave_the_parents_connections() -> None:
-    """Forget the engine after a fork without closing its connections: the parent still uses them."""
+    """After a fork, drop the engine without closing its connections, which the parent still uses."""
     if engine.cache_info().currsize:
         engine().dispose(close=False)
         engine.cache_clear()

@@ -1,7 +1,7 @@
-"""Variables of the environment that other programs read too, and their twins that only cdc-tasks reads.
+"""Environment variables that other programs read too, and their twins that only cdc-tasks reads.
 
-`DATABASE_URL` and the like have a meaning to many programs. Each has a twin that begins with `CDC_` and goes first, so
-that both can be set. This module loads nothing: an application's web process imports it.
+Many programs read `DATABASE_URL` and similar variables. Each has a twin that begins with `CDC_` and takes precedence,
+so that both can be set. This module loads nothing else, because an application's web process imports it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SettingsError(CDCError):
 
 
 def value_of(name: str) -> str | None:
-    """Return the value of the variable or of its twin; None if neither is set, or if it is empty.
+    """Return the value of the twin or of the variable; None if neither is set, or if it is empty.
 
     Raises SettingsError if a file that should have it cannot be read.
     """
@@ -48,8 +48,8 @@ def value_of(name: str) -> str | None:
 def secret_of(name: str) -> str | None:
     """Return the value of the variable, or of the file that `NAME_FILE` names; None if neither is set.
 
-    Line breaks at the end of a file are no part of the value. Raises SettingsError if there is no value in the file, or
-    if both variables are set.
+    Line breaks at the end of a file are not part of the value. Raises SettingsError if the file has no value, or if
+    both variables are set.
     """
     value, path = os.environ.get(name), os.environ.get(f"{name}{FILE}")
     if not path:
@@ -60,7 +60,7 @@ def secret_of(name: str) -> str | None:
 
 
 def _read_secret(name: str, path: str) -> str:
-    where, write = f"{name}{FILE}={path}", "Write the value alone into it."
+    where, write = f"{name}{FILE}={path}", "Write only the value into it."
     try:
         secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
@@ -88,7 +88,7 @@ def queue_prefix() -> str:
 
 
 def shown_context(context: Any) -> dict[str, Any]:
-    """Return those values of a transaction's context that CDC_CONTEXT_SHOWN names: the others may be personal."""
+    """Return the values of a transaction's context that CDC_CONTEXT_SHOWN names; the others may be personal."""
     named = os.environ.get("CDC_CONTEXT_SHOWN")
     if not named or not isinstance(context, Mapping):
         return {}
@@ -96,9 +96,9 @@ def shown_context(context: Any) -> dict[str, Any]:
 
 
 def check_queue_prefix(value: str) -> str:
-    """Return the value; raise ValueError if names of queues cannot begin with it."""
+    """Return the value; raise ValueError if it is not valid as a prefix of queue names."""
     if "." in value:
-        raise ValueError("must have no dot, since RabbitMQ's topics are words between dots")
+        raise ValueError("must not have a dot, because dots separate the words of RabbitMQ's topics")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
-        raise ValueError("has a character that is not allowed, or too many")
+        raise ValueError("has a character that is not allowed, or is too long")
     return value

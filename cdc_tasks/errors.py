@@ -12,7 +12,7 @@ __all__ = ["CDCError", "mask_secrets"]
 
 # A password may contain an @, and a URL with a mistyped :// has a password too.
 _PASSWORD_IN_URL = re.compile(r"(?P<user>\b[A-Za-z][\w+.\-]*:/{1,3}[^:/@\s]*):\S*(?=@)")
-# The beginning of a word in a class's name.
+# The start of a word in a class's name.
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _PASSWORD_IN_DSN = re.compile(r"(?P<key>\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", re.IGNORECASE)
 
@@ -31,10 +31,10 @@ class CDCError(Exception):
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, code: str | None = None
     ) -> None:
-        """Without `message` it has the class's docstring. `hint` is the exact command or SQL that mends it.
+        """Without `message`, the text is the class's docstring. `hint` is the exact command or SQL that fixes it.
 
-        Where a variable such as CELERY_BROKER_URL is named, the one stands that was set: see `as_set`.
-        `code` replaces the class's code, if a program may want to tell several errors of one class apart.
+        Names of variables such as CELERY_BROKER_URL are replaced by the variable that was set: see `as_set`. `code`
+        replaces the class's code, if programs may need to distinguish several errors of one class.
         """
         self.message = mask_secrets(as_set(message or getdoc(type(self)) or ""))
         self.hint = mask_secrets(as_set(hint)) if hint else None

@@ -1,6 +1,6 @@
 """Packages that only some parts need: `pip install "cdc-tasks[mysql]"` and the other extras of pyproject.toml.
 
-They are imported where they are used. If one is missing, the error says which extra to install.
+They are imported where they are used. If one is missing, the error names the extra to install.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "console": ("The console", ("starlette", "uvicorn", "jinja2", "itsdangerous", "multipart")),
     "journal": ("The journal", ("zstandard",)),
     "helpdesk": (
-        "The help desk, with its messages and its cache,",
+        "The help desk with its messages and its cache",
         ("sqlalchemy", "slack_sdk", "pymsteams", "cryptography", "requests", "urllib3"),
     ),
     "otel": (
@@ -44,11 +44,11 @@ EXTRAS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
 
 
 class MissingExtraError(CDCError, ImportError):
-    """A package is missing that comes with an extra."""
+    """A package of an extra is not installed."""
 
 
 def missing_extra(module: str | None) -> MissingExtraError | None:
-    """Return the error about a module that could not be found; None if no extra has it."""
+    """Return the error for a module that was not found; None if no extra has it."""
     top = _top(module or "")
     extras = [extra for extra, (_, modules) in EXTRAS.items() if top in {_top(each) for each in modules}]
     if not extras:
@@ -62,9 +62,9 @@ def missing_extra(module: str | None) -> MissingExtraError | None:
 
 @contextmanager
 def needs_extras(extra: str | None = None) -> Iterator[None]:
-    """Raise MissingExtraError for an import in this block that fails because an extra is not installed.
+    """Raise MissingExtraError if an import in the block fails because an extra is not installed.
 
-    `extra` names the one that the block is about: some packages come with several.
+    `extra` names the extra that the block needs, because some packages are in several.
     """
     try:
         if extra:
@@ -78,7 +78,7 @@ def needs_extras(extra: str | None = None) -> Iterator[None]:
 
 
 def _is_ours(error: ModuleNotFoundError) -> bool:
-    """Return whether one of our modules has the import that failed, and not one of the application's."""
+    """Return whether the failed import is in one of our modules, not in the application's."""
     importers = [
         str(frame.f_globals.get("__name__")).partition(".")[0]
         for frame, _ in walk_tb(error.__traceback__)
@@ -106,5 +106,5 @@ def _top(module: str) -> str:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # its parent package is missing too
         return False

@@ -1,4 +1,4 @@
-"""Which apps `cdc_tasks.install` has changed, and which parts each of them has."""
+"""The apps that `cdc_tasks.install` has changed, and the parts of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of an app; `cdc_tasks.install` says what each of them does."""
+    """The parts of an app; `cdc_tasks.install` describes them."""
 
     transport: bool = True
     late_acks: bool = True
@@ -41,7 +41,7 @@ class Parts:
 
     @property
     def has_partitions(self) -> bool:
-        """Return whether all is there that order by key on RabbitMQ needs."""
+        """Return whether the app has everything that order by key on RabbitMQ needs."""
         return self.order_by_key and self.transport and self.late_acks and self.dead_letters
 
 
@@ -61,7 +61,7 @@ _bound_before: WeakKeyDictionary[Celery, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
-    """Note that an app has these parts now; `is_own`: it is cdc-tasks' own, with all settings from the environment."""
+    """Record the parts of an app; `is_own`: it is cdc-tasks' own app, with all settings from the environment."""
     _parts[app] = parts
     _asked.setdefault(app, parts)
     if is_own:
@@ -69,18 +69,18 @@ def note_parts(app: Celery, parts: Parts, *, is_own: bool = False) -> None:
 
 
 def note_bound(app: Celery) -> None:
-    """Note which tasks the app has made already: they have read their options from its settings as they were."""
-    made: Any = vars(app)["_tasks"]  # `tasks` would make all tasks
+    """Record the tasks that the app has created already: they have read their options from the earlier settings."""
+    made: Any = vars(app)["_tasks"]  # `tasks` would create all tasks
     _bound_before[app] = tuple(sorted(name for name in dict.keys(made) if not name.startswith("celery.")))
 
 
 def bound_before(app: Celery) -> tuple[str, ...]:
-    """Return the names of the tasks that the app had made before our parts came."""
+    """Return the names of the tasks that the app had created before `cdc_tasks.install`."""
     return _bound_before.get(app, ())
 
 
 def is_foreign(app: Celery) -> bool:
-    """Return whether this is an app of somebody else's with our parts."""
+    """Return whether this is an application's own app with our parts."""
     return app in _parts and app not in _own
 
 
@@ -90,12 +90,12 @@ def parts_of(app: Celery) -> Parts | None:
 
 
 def asked_parts(app: Celery) -> Parts:
-    """Return the parts that were asked for, also those that this worker had to leave out."""
+    """Return the requested parts, including those that this worker had to leave out."""
     return _asked.get(app, NO_PARTS)
 
 
 def has_redis(app: Celery) -> bool:
-    """Return whether there is a Redis for what this app has to keep: CDC_CACHE_URL, or its broker."""
+    """Return whether there is a Redis for this app's data: CDC_CACHE_URL, or its broker."""
     if not is_foreign(app) or is_set(TWINS["CACHE_URL"]):
         return True
     with app.connection_for_write() as connection:
@@ -103,9 +103,9 @@ def has_redis(app: Celery) -> bool:
 
 
 def current_app() -> Celery:
-    """Return Celery's current app: in a worker the worker's own.
+    """Return Celery's current app; in a worker, the worker's app.
 
-    A thread of a web server may have none: then it is the one with our parts, if there is just one.
+    A thread of a web server may have none: then it is the app with our parts, if there is exactly one.
     """
     from celery.app import app_or_default
 

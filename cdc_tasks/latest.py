@@ -1,7 +1,7 @@
 """The newest change wins: tasks on one row may run out of order, and an older change must not overwrite a newer one.
 
-A retried task goes to the back of its queue, and two workers may have two changes of one row at the same time. So
-compare the positions where the effect is, and not before:
+A retried task goes to the end of its queue, and two workers may have two changes of one row at the same time. So
+compare the positions where the effect happens, not earlier:
 
     with latest_only(f"search:{change.row['id']}", change) as is_latest:
         if is_latest:
@@ -30,12 +30,12 @@ __all__ = ["latest_only", "store_latest"]
 
 _LEASE = (
     65 + LONGEST_STEP
-)  # seconds; above the task's time limit: a worker with an older lease has ended, or is dead
+)  # seconds; above the task's time limit: a worker with an older lease has finished, or is dead
 _KEPT = 7 * 24 * 3600  # seconds; after that a late change counts as new
 
-# Places in one log compare. Those of different logs do not: then the time of the commit decides. It also decides for a
-# place of an earlier generation (the first eight digits). That is a late change, or a change from a listener that lost
-# its checkpoint, and with it the number of its generation.
+# Places in one log compare. Places in different logs do not: then the commit time decides. It also decides for a place
+# of an earlier generation (the first eight digits): a late change, or a change from a listener that lost its checkpoint
+# and the number of its generation.
 _COMPARE = """
 local record = redis.call('HMGET', KEYS[1], 'log', 'place', 'committed', 'holder', 'until')
 local function is_newer()
@@ -80,10 +80,10 @@ return 1
 
 @contextmanager
 def latest_only(key: str, change: RowChange) -> Iterator[bool]:
-    """Yield whether `change` is newer than every change done for `key`; lock the key until the block ends.
+    """Yield whether `change` is newer than every change that was done for `key`; lock the key until the block ends.
 
-    If the block raises, the change counts as not done: the next change may be done, even an older one. Raises
-    NotYetError while another worker has the key, and CacheAwayError. Do not catch them: the task is retried.
+    If the block raises, the change counts as not done, and even an older change may be done next. Raises NotYetError
+    while another worker has the key, and CacheAwayError. Do not catch them: the task is retried.
     """
     holder = uuid4().hex
     outcome, left = _run(_BEGIN, key, change, holder, int(_LEASE * 1000), also=CLOCK)
@@ -101,7 +101,7 @@ def latest_only(key: str, change: RowChange) -> Iterator[bool]:
 
 
 def store_latest(key: str, value: str | bytes | float | None, change: RowChange) -> bool:
-    """Set a key in CACHE_URL's Redis (None: delete it), unless a newer change did. Return whether it was set.
+    """Set a key in CACHE_URL's Redis (None: delete it), unless a newer change has set it. Return whether it was set.
 
     Raises CacheAwayError.
     """

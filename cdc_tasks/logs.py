@@ -1,4 +1,4 @@
-"""Logs are events, one structlog line each: text for people, or JSON; without secrets."""
+"""Logs are events, one structlog line each, as text or JSON, without secrets."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NEVER_BELOW: Final = {
     "requests": logging.INFO,
     "slack_sdk": logging.INFO,  # each request, with the message
     "sqlalchemy": logging.WARNING,  # statements, parameters and rows
-    "urllib3": logging.INFO,  # each path, which holds a webhook's secret
+    "urllib3": logging.INFO,  # each path, which contains a webhook's secret
 }
 
-# Celery's line for a task that has come; there is another one for its end, with the same id. A line costs a worker as
-# much as an acknowledgement.
+# Celery's line for a received task; the line for its end has the same id. A line costs a worker as much time as an
+# acknowledgement.
 _ONLY_IN_DEBUG: Final = "celery.worker.strategy"
 
 
@@ -75,7 +75,7 @@ def configure(*, json: bool = False, level: str | int = "info", file: str | None
 
 
 def _wants_colours() -> bool:
-    """Return whether standard error is for a person who wants colours: https://no-color.org, https://force-color.org."""
+    """Return whether to colour standard error, by https://no-color.org and https://force-color.org."""
     if os.environ.get("NO_COLOR"):
         return False
     if forced := os.environ.get("FORCE_COLOR"):
@@ -86,7 +86,7 @@ def _wants_colours() -> bool:
 def use_standard_logging() -> None:
     """Send our events to the standard library's loggers, as `event key=value`, unless structlog is configured.
 
-    So a worker of somebody else's app has our lines where it has its own.
+    So a worker of an application's own app logs our lines to the same place as its own.
     """
     if structlog.is_configured():
         return

@@ -1,20 +1,20 @@
 """Master tables in Redis: readers call `get("roles")`, routes send the task `refresh_master_cache`.
 
-`MasterCache.register("roles", key="master:roles")` says which tables: in a module that the workers import. A key holds
-a JSON array of the table's rows, in the order of `order_by`; each row is an object of column and value.
+`MasterCache.register("roles", key="master:roles")` adds a table, in a module that the workers import. A key has a JSON
+array of the table's rows, in the order of `order_by`. Each row is an object of columns and values.
 
 Two refreshes of one table may overlap, and the one that read first may write last. Time stamps, log positions and
-tickets cannot say which read was newer: all are taken before or after the read, never with it. So none of them is
-compared. Before it reads, a refresh notes which refresh wrote last. It may write only if that has not changed. Then
-the rows in the cache were written, and therefore read, before this read began, and the new rows are newer. This holds
-on every database whose queries see all earlier commits (a primary, not a replica). If another refresh did write in
-between, there are two cases:
+tickets do not show which read was newer, because they are taken before or after the read, never with it. So they are
+not compared. Instead, a refresh notes before it reads which refresh wrote last, and writes only if that has not
+changed. Then the rows in the cache were written, and therefore read, before this read began, and the new rows are
+newer. This holds on every database whose queries see all earlier commits (a primary, not a replica). If another refresh
+did write in between, there are two cases:
 
-- It began after this one. Its rows include every change that this one was asked for: nothing is left to do.
-- It began before this one. It is unknown which rows are newer: this one reads again. That ends, as each refresh that
-  began earlier writes once.
+- It began after this one. Its rows include every change for which this one was sent: nothing is left to do.
+- It began before this one. It is unknown which rows are newer, so this one reads again. That ends, because each refresh
+  that began earlier writes once.
 
-Tickets from Redis' clock say which refresh began first. They keep rising even if Redis loses the last one.
+Tickets from Redis' clock show which refresh began first. They increase even if Redis loses the last one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
-_STALE = 3600  # seconds; a refill that no worker has started by then expires
+_STALE = 3600  # seconds; a refill that no worker starts within this time expires
 _UNFINISHED_TTL = 120  # seconds; then the keys of a refresh that died expire
 
 
@@ -67,25 +67,25 @@ class UnknownTableError(CDCError):
 
 
 class MasterCacheError(CDCError):
-    """A table cannot be put into the master cache as it is registered."""
+    """A table cannot be put into the master cache as registered."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """One key that holds rows of a table."""
+    """One key with rows of a table."""
 
-    name: str  # the key in Redis; readers ask for the part after "master:"
-    keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # whether a row belongs into it
+    name: str  # the key in Redis; readers pass the part after "master:"
+    keep: Callable[[Mapping[str, Any]], bool] = lambda _row: True  # whether it includes a row
     where: str | None = None  # SQL: only these rows
     order_by: tuple[str, ...] = ("id",)  # columns; "-name" is descending
 
 
 TABLE_TO_CACHE_KEYS: dict[str, list[CacheKey]] = {}
-"""The keys of each table that is registered; a table outside the search path is `schema.table`."""
+"""The keys of each registered table; a table outside the search path is `schema.table`."""
 
 
 class MasterCache:
-    """Which tables are in the master cache: the same for all of a process."""
+    """The tables of the master cache, one list per process."""
 
     @staticmethod
     def register(
@@ -96,13 +96,13 @@ class MasterCache:
         order_by: str | Sequence[str] = "id",
         keep: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> CacheKey:
-        """Keep the rows of a table in the Redis key `key`, `master:<table>` unless it is given.
+        """Keep the rows of a table in the Redis key `key`, by default `master:<table>`.
 
-        `table` is `"table"`, `"schema.table"`, or a model of SQLAlchemy's or Django's. `order_by` names columns;
-        `"-name"` is descending. `where` is an SQL condition, and goes into the query as it is: write it in the
-        source, never put a user's input into it. `keep` is a condition in Python.
+        `table` is `"table"`, `"schema.table"`, or a SQLAlchemy or Django model. `order_by` names columns; `"-name"` is
+        descending. `where` is an SQL condition that goes into the query unchanged: never put a user's input into it.
+        `keep` is a condition in Python.
 
-        A table may have several keys; all of them are read at one moment. They have one order.
+        A table may have several keys. All of them are read in one query, so they have the same order.
 
         Raises MasterCacheError.
         """
@@ -124,7 +124,7 @@ def _name_of(table: Any) -> str:
         raise MasterCacheError(error.message, hint=error.hint) from None
     if not name.strip():
         raise MasterCacheError(
-            f"table={table!r} is no name.", hint='Write e.g. MasterCache.register("roles").'
+            f"table={table!r} is not a name.", hint='Write e.g. MasterCache.register("roles").'
         )
     return f"{schema}.{name}" if schema else name
 
@@ -132,17 +132,17 @@ def _name_of(table: Any) -> str:
 def _check_key(table: str, key: CacheKey, others: Sequence[CacheKey]) -> None:
     if not key.order_by or not all(each.lstrip("-") for each in map(str, key.order_by)):
         raise MasterCacheError(
-            f"order_by={key.order_by!r} of {table} are no names of columns.",
+            f"order_by={key.order_by!r} of {table} are not names of columns.",
             hint='Write e.g. order_by=["position", "id"].',
         )
     if key.where is not None and not str(key.where).strip():
         raise MasterCacheError(
-            f"where={key.where!r} of {table} is no condition.", hint='Write e.g. where="NOT is_closed".'
+            f"where={key.where!r} of {table} is not a condition.", hint='Write e.g. where="NOT is_closed".'
         )
     if any(other.order_by != key.order_by for other in others):
         raise MasterCacheError(
             f"{key.name} of {table} has order_by={key.order_by!r}, and {others[0].name} has {others[0].order_by!r}.",
-            hint="Give all keys of a table one order: they are read at one moment.",
+            hint="Give all keys of a table the same order: they are read in one query.",
         )
     owner = next(
         (other for other, keys in TABLE_TO_CACHE_KEYS.items() if other != table and key.name in _names(keys)),
@@ -150,7 +150,7 @@ def _check_key(table: str, key: CacheKey, others: Sequence[CacheKey]) -> None:
     )
     if owner is not None:
         raise MasterCacheError(
-            f"The key {key.name} is that of {owner}.", hint=f"Give {table} another one: key=…"
+            f"The key {key.name} belongs to {owner}.", hint=f"Give {table} another one: key=…"
         )
 
 
@@ -176,21 +176,21 @@ def refresh_all_master_caches() -> str:
 
 @shared_task(name="cdc_tasks.refill_master_caches", base=RetryingTask)
 def refill_master_caches() -> str:
-    """Refresh the tables that lack a key in Redis. A worker that finds such tables at its start sends this task."""
+    """Refresh the tables that lack a key in Redis. A worker that finds such tables at start-up sends this task."""
     refilled = [table for table in TABLE_TO_CACHE_KEYS if _is_missing(table) and _refill(table)]
     return f"refilled: {', '.join(refilled) or 'nothing'}"
 
 
 @signals.worker_ready.connect
 def _refill_an_empty_redis(sender: Any, **_: Any) -> None:
-    """Send a task if keys are missing: a task is retried while the database or Redis is away."""
+    """Send a task if keys are missing. A task is retried while the database or Redis is away."""
     if refill_master_caches.name not in sender.app.tasks:
         return
     try:
         is_full = not any(map(_is_missing, TABLE_TO_CACHE_KEYS))
     except cache.CacheAwayError:
         is_full = False
-    cache.close_idle()  # this is the worker's main process, which asks nothing more
+    cache.close_idle()  # this is the worker's main process, which needs it no longer
     if not is_full:
         with sender.app.connection_for_write() as connection:
             options: dict[str, Any] = {"expires": _STALE, "connection": connection}
@@ -215,7 +215,7 @@ def _refill(table: str) -> bool:
 def get(name: str) -> list[dict[str, Any]]:
     """Return the rows of the key `master:<name>`, or `<name>`; if Redis lacks the key, refresh it first.
 
-    Raises UnknownTableError if no table that is registered in this process has such a key.
+    Raises UnknownTableError if no table registered in this process has such a key.
     """
     key, table = _table_of(name)
     for _ in range(3):  # a key may be evicted right after it was written
@@ -225,7 +225,7 @@ def get(name: str) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = json.loads(found)  # orjson would round large integers
             return rows
         refresh(table)
-    raise cache.CacheAwayError(f"Redis does not keep {key}: is its memory full?")
+    raise cache.CacheAwayError(f"Redis evicted {key} at once. Is its memory full?")
 
 
 def refresh(table: str) -> str:
@@ -290,9 +290,9 @@ def _begin(table: str) -> _Attempt:
 
 
 def _read(table: str, keys: list[CacheKey], attempt: _Attempt) -> tuple[int, dict[str, int]]:
-    """Return how many rows there are, and how many of each key.
+    """Return the number of rows of the table, and of each key.
 
-    Stream the rows into keys beside those that readers see: a table need not fit into memory here.
+    Stream the rows into temporary keys, so that a table does not have to fit into memory here.
     """
     arrays = [(key.keep, JsonArray(_fresh_key(key, attempt), ttl=_UNFINISHED_TTL)) for key in keys]
     count = 0
@@ -317,7 +317,7 @@ def _replace(table: str, keys: list[CacheKey], attempt: _Attempt, rows: Mapping[
 
 
 def _writer() -> str:
-    """Return who refreshes: the id of the task, which has that of its change; else the user and the machine."""
+    """Return who refreshes: the id of the task, which contains that of its change; else the user and the machine."""
     task: Any = current_task
     if task and not task.request.called_directly:
         return str(task.request.id)
@@ -327,7 +327,7 @@ def _writer() -> str:
 def _rows(table: str, keys: list[CacheKey]) -> Iterator[tuple[dict[str, Any], Sequence[object]]]:
     """Yield each row, and for each key whether its `where` holds."""
     flags = {f"{_FLAG}{number}": key.where for number, key in enumerate(keys)}
-    with db.session() as session:  # one statement, so one snapshot at any isolation level
+    with db.session() as session:  # one statement: one snapshot at any isolation level
         for row in session.execute(
             _query(table, keys, flags), execution_options={"yield_per": 1000}
         ).mappings():
@@ -335,11 +335,11 @@ def _rows(table: str, keys: list[CacheKey]) -> Iterator[tuple[dict[str, Any], Se
             yield values, [values.pop(flag, True) for flag in flags]
 
 
-_FLAG: Final = "cdc where "  # no column is called so
+_FLAG: Final = "cdc where "  # no column has this name
 
 
 def _query(table: str, keys: list[CacheKey], flags: Mapping[str, str | None]) -> sqlalchemy.Select[Any]:
-    """Return the query: all names are quoted, and each `where` is in brackets of its own."""
+    """Return the query: all names are quoted, and each `where` is in its own brackets."""
     schema, _, name = table.rpartition(".")
     conditions = {flag: _condition(where) for flag, where in flags.items() if where is not None}
     columns = [
@@ -357,7 +357,7 @@ def _query(table: str, keys: list[CacheKey], flags: Mapping[str, str | None]) ->
 
 
 def _condition(where: str) -> sqlalchemy.ColumnElement[bool]:
-    text = where.replace(":", "\\:")  # a colon begins no parameter
+    text = where.replace(":", "\\:")  # so that a colon does not start a parameter
     return sqlalchemy.type_coerce(sqlalchemy.text(f"({text})"), sqlalchemy.Boolean())
 
 
@@ -383,14 +383,14 @@ def _keys_of(table: str) -> list[CacheKey]:
 
 
 def _table_of(name: str) -> tuple[str, str]:
-    """Return the key that a reader asks for, and its table."""
+    """Return the key that a reader passes, and its table."""
     wanted = (f"master:{name}", name)
     if (found := _find(wanted)) is None:
         _load_the_sample()
         found = _find(wanted)
     if found is None:
         known = ", ".join(name for keys in TABLE_TO_CACHE_KEYS.values() for name in _names(keys))
-        raise UnknownTableError(f"No key {wanted[0]!r} is in the master cache; there are: {known}.")
+        raise UnknownTableError(f"The master cache has no key {wanted[0]!r}; its keys are: {known}.")
     return found
 
 
@@ -400,12 +400,14 @@ def _find(wanted: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _load_the_sample() -> None:
-    """Register the help desk's tables, in a process that has no app of its own."""
+    """Register the help desk's tables, in a process without its own app."""
     if current_app.main in _SHIPPED:
         import_module("cdc_tasks.celery").load_master_tables()
 
 
-_SHIPPED: Final = frozenset({"default", "cdc_tasks"})  # the app that Celery makes if there is none, and ours
+_SHIPPED: Final = frozenset(
+    {"default", "cdc_tasks"}
+)  # the app that Celery creates if there is none, and ours
 
 
 def _begun_key(table: str) -> str:
@@ -425,11 +427,11 @@ class JsonArray:
     """A JSON array, written to a key of Redis in pieces; complete after `close`."""
 
     def __init__(self, key: str, *, ttl: int) -> None:
-        """`ttl`: seconds after which Redis drops the key, unless it is renamed before."""
+        """`ttl`: seconds until the key expires, unless it is renamed before."""
         self._key = key
         self._ttl = ttl
         self._pending = bytearray(b"[")
-        self._offset = 0  # of the next piece: a piece that is sent twice is written to the same place
+        self._offset = 0  # of the next piece: a piece that is sent twice is written to the same offset
         self.length = 0  # rows
 
     def append(self, row: dict[str, Any]) -> None:
@@ -454,7 +456,7 @@ class JsonArray:
 
 
 def as_json(row: dict[str, Any]) -> bytes:
-    """Return the row with values as in a change: numeric as text, times as ISO 8601 in UTC, bytes as base64."""
+    """Return the row as JSON with values as in a change: numeric as text, times as ISO 8601 in UTC, bytes as base64."""
     try:
         return orjson.dumps(row, default=_plain, option=orjson.OPT_PASSTHROUGH_DATETIME)
     except orjson.JSONEncodeError:  # an integer of more than 64 bits in a JSON column

@@ -1,4 +1,4 @@
-"""What is noted of the last refresh of a table of the master cache, for people."""
+"""The note about the last refresh of a table of the master cache, for people."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["LastWrite", "WriteNote", "last_write", "note_key", "written_key"]
 
 
 class WriteNote(NamedTuple):
-    """What is known of the refresh that wrote a table last."""
+    """The note about the refresh that wrote a table last."""
 
-    ticket: str  # if that of the last write is another one, an older worker wrote it, without a note
+    ticket: str  # if the last write has another ticket, an older worker wrote it, without a note
     by: str  # the id of its task, or the user who ran the command
-    rows: Mapping[str, int]  # of each key
+    rows: Mapping[str, int]  # their number in each key
 
     def to_json(self) -> str:
         return json.dumps(self)
@@ -31,7 +31,7 @@ class LastWrite(NamedTuple):
 
 
 def last_write(table: str) -> LastWrite | None:
-    """Return what is known of the last refresh of a table; None: there was none. Raises CacheAwayError."""
+    """Return the last refresh of a table; None if there was none. Raises CacheAwayError."""
     client: Any = cache.client()
     with cache.errors_translated():
         ticket, text = client.mget(written_key(table), note_key(table))
@@ -48,5 +48,5 @@ def written_key(table: str) -> str:
 
 
 def note_key(table: str) -> str:
-    """Return the key with what is noted of the last write."""
+    """Return the key with the note about the last write."""
     return f"cdc:master-cache:{table}:last"

@@ -1,11 +1,11 @@
-"""Passwords that expire: a command or a function that gives one at each connect.
+"""Passwords that expire: a command or a function returns one for each connection.
 
-`DATABASE_URL` names it, or two variables do, because a command is hard to write in a URL:
+`DATABASE_URL` names it, or one of two variables, because a command is hard to write in a URL:
 
 - `CDC_DATABASE_PASSWORD_COMMAND`, or `?password_command=…`: a program with its arguments. It prints the password.
 - `CDC_DATABASE_PASSWORD_FUNCTION`, or `?password_function=module:function`: it takes nothing and returns a str.
 
-What they print, return or raise is in no log and in no error: it may be the password.
+What they print, return or raise is never logged or put into an error: it may be the password.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ __all__ = ["PasswordError", "PasswordSource", "split_url", "with_source"]
 
 _COMMAND: Final = "password_command"
 _FUNCTION: Final = "password_function"
-_TIMEOUT: Final = 30.0  # seconds that a command may take
+_TIMEOUT: Final = 30.0  # seconds for a command
 
 
 class PasswordError(CDCError):
-    """The command or function that gives the database's password failed."""
+    """The command or function for the database's password failed."""
 
-    may_pass: bool = True  # False: only a person can mend it
+    may_pass: bool = True  # False: only a person can fix it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordSource:
-    """Where the password comes from: one of both."""
+    """Where the password comes from: a command or a function."""
 
     command: str = ""
     function: str = ""
 
     def password(self) -> str:
-        """Return the password as it is now. Raises PasswordError."""
+        """Return the current password. Raises PasswordError."""
         found = self._run() if self.command else self._call()
         if not isinstance(found, str) or not found:
-            raise PasswordError(f"{self.name} gave no password.", hint=self._hint)
+            raise PasswordError(f"{self.name} returned no password.", hint=self._hint)
         return found
 
     @property
@@ -60,8 +60,8 @@ class PasswordSource:
     def _hint(self) -> str:
         if self.function:
             module, _, name = self.function.partition(":")
-            return f"See what it does: python -c 'import {module}; {module}.{name}()'"
-        return "Run the command by hand as the same user, with the same environment: it prints the password alone."
+            return f"Try it: python -c 'import {module}; {module}.{name}()'"
+        return "Run the command as the same user, with the same environment: it must print only the password."
 
     def _run(self) -> str:
         try:
@@ -102,7 +102,7 @@ def _for_good(message: str, hint: str) -> PasswordError:
 
 
 def split_url(url: str) -> tuple[str, PasswordSource | None]:
-    """Return the URL without what names a command or a function, and what it names."""
+    """Return the URL without the parameter that names a command or a function, and the source that it names."""
     address, mark, query = url.partition("?")
     if not mark or (_COMMAND not in query and _FUNCTION not in query):
         return url, None
@@ -114,7 +114,7 @@ def split_url(url: str) -> tuple[str, PasswordSource | None]:
 
 
 def with_source(url: str, *, command: str | None, function: str | None) -> str:
-    """Return the URL with what the two variables name, which goes before what is in the URL."""
+    """Return the URL with the source that the two variables name, which takes precedence over that in the URL."""
     if not command and not function:
         return url
     plain, _ = split_url(url)

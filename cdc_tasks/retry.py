@@ -23,21 +23,21 @@ __all__ = [
     "seconds_without_jitter",
 ]
 
-MAX_WAIT = 600.0  # seconds; a task that has to wait longer comes back, checks, and waits again
+MAX_WAIT = 600.0  # seconds; a task that has to wait longer is retried then, and waits again
 MAX_RETRIES = 15  # after the first try: about an hour of waiting
 MAX_PROCESS_CRASHES = 3  # of worker processes, by one task
 MAX_WORKER_CRASHES = 10  # of whole workers, which may have died for another reason
 
 
 class TryAgain(CDCError):  # noqa: N818  # the public name, which says what to do
-    """Something that the task needs is not available now."""
+    """Something that the task needs is currently not available."""
 
     counts: ClassVar[bool] = True  # whether it counts towards MAX_RETRIES
 
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, after: float | None = None
     ) -> None:
-        """`after`: the seconds to wait that the failed service has asked for."""
+        """`after`: the seconds to wait, as requested by the failed service."""
         super().__init__(message, hint=hint)
         self.after = after
 
@@ -49,14 +49,14 @@ class NotYetError(TryAgain):
 
 
 class BrokerBlockedError(TryAgain):
-    """RabbitMQ takes no messages: its memory or disk alarm is on."""
+    """RabbitMQ accepts no messages: its memory or disk alarm is on."""
 
     counts: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__(
-            "RabbitMQ takes no messages: its memory or disk alarm is on.",
-            hint="See which: rabbitmqctl status",
+            "RabbitMQ accepts no messages: its memory or disk alarm is on.",
+            hint="To see which one: rabbitmqctl status",
         )
 
 
@@ -72,12 +72,12 @@ def may_retry(error: Exception, request: Context, max_retries: int | None) -> bo
 
 
 def seconds_without_jitter(error: TryAgain, retries: int) -> float:
-    """Return the same as `seconds_to_wait`, without jitter."""
+    """Return the same as `seconds_to_wait`, but without jitter."""
     return min(2.0**retries if error.after is None else error.after, MAX_WAIT)
 
 
 def seconds_to_wait(error: TryAgain, retries: int) -> float:
-    """Return what the service asked for, or 1, 2, 4, … seconds; with jitter, so that not all retries come at once."""
+    """Return the time that the service requested, or 1, 2, 4, … seconds, with jitter so that retries spread out."""
     if error.after is not None:
         jitter = random.uniform(0, 1) if error.counts else 0  # noqa: S311  # no secret
         return min(error.after + jitter, MAX_WAIT)

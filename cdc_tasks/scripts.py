@@ -1,7 +1,7 @@
-"""The programs `cdc-listener` and `cdc-tasks`, which work beside an application's own package `listener`.
+"""The programs `cdc-listener` and `cdc-tasks`. They work even if an application has its own package `listener`.
 
-`python -m listener` runs the package `listener` that Python finds first; in a directory with such a package that is the
-application's. The programs take ours, which is installed beside `cdc_tasks`.
+`python -m listener` runs the first package `listener` that Python finds, which may be the application's. The programs
+use ours, which is installed next to `cdc_tasks`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def listener() -> None:
     """Run `cdc-listener`: the same commands as `python -m listener`."""
     package = _load_ours()
     _add_working_directory()
-    # An application's modules of a package with this name are found too, if ours has none of that name.
+    # Modules of an application's package `listener` are found too, unless ours has one of that name.
     package.__path__ += [str(path) for path in _others_of_that_name()]
     import_module("listener.cli.commands").main()
 
@@ -37,7 +37,7 @@ def _load_ours() -> Any:
         "listener", _LISTENER / "__init__.py", submodule_search_locations=[str(_LISTENER)]
     )
     if spec is None or spec.loader is None:  # pragma: no cover  # it is a .py file
-        raise ImportError(f"{_LISTENER} is no package")
+        raise ImportError(f"{_LISTENER} is not a package")
     package = module_from_spec(spec)
     sys.modules["listener"] = package
     spec.loader.exec_module(package)
@@ -45,7 +45,7 @@ def _load_ours() -> Any:
 
 
 def _add_working_directory() -> None:
-    """Let modules of the working directory be imported, as `python -m` and `celery -A` do."""
+    """Make modules of the working directory importable, as `python -m` and `celery -A` do."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -1,4 +1,4 @@
-"""Settings from the environment: the worker's variables, and the error that names every bad one."""
+"""Settings from the environment: the worker's variables, and the error that names all bad ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _address(value: SecretStr) -> SecretStr:
     return value
 
 
-# The parameters that kombu takes behind the ? of a URL: fewer than Redis' own client.
+# The parameters that kombu takes after the ? of a URL: fewer than Redis' own client.
 _BROKER_PARAMETERS: Final = frozenset({"heartbeat", "login_method"})  # and all that starts with ssl_
 _BY_KOMBU: Final = frozenset(
     {"redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"}
@@ -68,7 +68,7 @@ def _broker_url(value: SecretStr) -> SecretStr:
         unknown = [name for name in given if name not in _BROKER_PARAMETERS and not name.startswith("ssl_")]
         if unknown:
             raise ValueError(
-                f"Celery takes no such parameters in a broker's URL: {', '.join(unknown)}; put options into "
+                f"Celery does not take these parameters in a broker's URL: {', '.join(unknown)}; put options into "
                 "broker_transport_options of the module in CELERY_CONFIG_MODULE"
             )
     return value
@@ -127,22 +127,22 @@ class BrokerSettings(Settings):
 
     celery_broker_url: BrokerURL = Field(
         SecretStr("redis://localhost:6379/0"),
-        description="Any broker that Celery takes, e.g. redis://localhost:6379/0 or amqp://user:password@host//.",
+        description="Any broker that Celery supports, e.g. redis://localhost:6379/0 or amqp://user:password@host//.",
     )
     cdc_task_modules: Words = Field(
         (), description="Your own modules of tasks, comma-separated, e.g. myapp.tasks,myapp.more_tasks."
     )
     cdc_queue_prefix: QueuePrefix = Field(
         "cdc_",
-        description="What the names of our queues begin with, the same for listener and workers: up to 64 of "
+        description="The prefix of the queue names, the same for listener and workers: up to 64 of "
         "a-z, A-Z, 0-9, _ and -.",
     )
     cdc_key_partitions: int = Field(
         8,
         ge=1,
         le=256,
-        description="RabbitMQ only: how many queues share the tasks with a key, the same for listener and workers. "
-        "Up to that many workers run such tasks.",
+        description="RabbitMQ only: the number of queues that share the tasks with a key, the same for listener and "
+        "workers. Up to that many workers run such tasks.",
     )
 
 
@@ -164,8 +164,8 @@ class ConnectionSettings(RedisSettings):
     cdc_database_password_command: str | None = Field(
         None,
         description="A program, with its arguments, that prints the database's password. Listener and workers run "
-        "it at each connect: for passwords that expire, e.g. aws rds generate-db-auth-token --hostname … --port 5432 "
-        "--username …",
+        "it for each connection: for passwords that expire, e.g. aws rds generate-db-auth-token --hostname … "
+        "--port 5432 --username …",
     )
     cdc_database_password_function: str | None = Field(
         None,
@@ -175,13 +175,13 @@ class ConnectionSettings(RedisSettings):
 
     @model_validator(mode="after")
     def _name_the_password(self) -> Self:
-        """Add to `database_url` where its password comes from: what connects gets the URL alone."""
+        """Add to `database_url` where its password comes from: code that connects gets only the URL."""
         command, function = self.cdc_database_password_command, self.cdc_database_password_function
         if command and function:
-            raise ValueError("set CDC_DATABASE_PASSWORD_COMMAND or CDC_DATABASE_PASSWORD_FUNCTION, not both")
+            raise ValueError("set either CDC_DATABASE_PASSWORD_COMMAND or CDC_DATABASE_PASSWORD_FUNCTION")
         if command or function:
             url = with_source(self.database_url.get_secret_value(), command=command, function=function)
-            self.__dict__["database_url"] = SecretStr(url)  # the object is frozen for all others
+            self.__dict__["database_url"] = SecretStr(url)  # the object is frozen
         return self
 
 
@@ -193,8 +193,8 @@ class LogSettings(Settings):
     )
     cdc_context_shown: Words = Field(
         (),
-        description="Which values of a transaction's context logs, dead letters and parked changes show, "
-        "comma-separated, e.g. request_id,user_id. The others may be personal, and are shown nowhere.",
+        description="The values of a transaction's context that logs, dead letters and parked changes show, "
+        "comma-separated, e.g. request_id,user_id. Other values may be personal, and are never shown.",
     )
     cdc_log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
@@ -207,7 +207,7 @@ class TracingSettings(Settings):
 
     cdc_otel: bool = Field(
         False,
-        description="Traces of OpenTelemetry: true or false. They need the extra otel, and go to the server that "
+        description="OpenTelemetry traces: true or false. They need the extra otel, and go to the server that "
         "OTEL_EXPORTER_OTLP_ENDPOINT names.",
     )
 
@@ -222,7 +222,7 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     )
     cdc_secret_key: FernetKeys | None = Field(
         None,
-        description="The key that encrypts the tokens of connected accounts; several, comma-separated, to change keys. "
+        description="The key that encrypts the tokens of connected accounts; to change it, several, comma-separated. "
         "Create one: python -m cdc_tasks new-key",
     )
     slack_api_url: str = Field(
@@ -230,7 +230,7 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     )
     teams_hosts: Words = Field(
         ("*.logic.azure.com", "*.api.powerplatform.com", "*.webhook.office.com"),
-        description="Hosts that a Teams webhook may be on, comma-separated, * for any name; "
+        description="Allowed hosts of Teams webhooks, comma-separated, * for any name; "
         "with a port if it is not 443, e.g. hooks.example.com:8443.",
     )
     teams_allow_loopback: bool = Field(
@@ -239,12 +239,12 @@ class WorkerSettings(LogSettings, ConnectionSettings):
     )
     teams_card: Literal["wrapped", "bare"] = Field(
         "wrapped",
-        description="`bare` for a Workflow that expects the card alone, and not a message that contains it.",
+        description="`bare` for a Workflow that expects only the card, not a message that contains it.",
     )
     cdc_lost_answer: Literal["send-again", "give-up"] = Field(
         "send-again",
-        description="If a service may have taken a message but its answer was lost: "
-        "send it again, perhaps twice (send-again), or do not send it again, perhaps never (give-up).",
+        description="What to do if a service may have taken a message but its answer was lost: "
+        "send it again, perhaps a second time (send-again), or not, perhaps never (give-up).",
     )
     cdc_rates: Rates = Field(
         {},
@@ -255,8 +255,8 @@ class WorkerSettings(LogSettings, ConnectionSettings):
         20_000,
         ge=0,
         le=10_000_000,
-        description="How many messages the record keeps that the console shows; 0: none. A message takes about 200 "
-        "bytes of the Redis at CACHE_URL.",
+        description="How many messages are kept in the record that the console shows; 0: none. A message takes about "
+        "200 bytes of the Redis at CACHE_URL.",
     )
 
 
@@ -267,7 +267,7 @@ def worker_settings() -> WorkerSettings:
 
 
 def load(kind: type[T], **given: Any) -> T:
-    """Read the environment, and the files that it names; `given` goes before them.
+    """Read the environment, and the files that it names; `given` takes precedence.
 
     Raises SettingsError with every bad variable, its value and a hint.
     """
@@ -288,9 +288,9 @@ def _unusable(problems: list[str]) -> SettingsError:
 
 
 def _read(kind: type[Settings], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return by field the values that pydantic does not find by itself, and what is wrong with files.
+    """Return, by field, the values that pydantic does not find by itself, and the errors of files.
 
-    Those are the variables that go before others, and secrets in files.
+    These are variables that take precedence over others, and secrets in files.
     """
     read: dict[str, Any] = {}
     problems: dict[str, str] = {}
@@ -319,7 +319,7 @@ def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
 
 
 def _shown(annotation: Any, value: Any) -> str:
-    """Return the value for an error's text, or *** if it may hold a password."""
+    """Return the value for an error's text, or *** if it may contain a password."""
     if isinstance(value, SecretStr) or "SecretStr" in str(annotation):
         return "***"
     return repr(mask_secrets(str(value)))

@@ -1,4 +1,4 @@
-"""Where code of a user's stands, as `orders/cdc.py:14`: a function, a call, an error; and which line returned."""
+"""Places in a user's code, as `orders/cdc.py:14`: a function, a call, an error, or the executed `return`."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def place(code: CodeType) -> str:
 
 
 def place_of_function(function: Any) -> str:
-    """Return the file and line of a function, a method or an object that is called; empty if it is not in Python."""
+    """Return the file and line of a function, a method or a callable object; empty if it is not in Python."""
     code = _code_of(function)
     return "" if code is None else place(code)
 
 
 def named(function: Callable[..., Any]) -> str:
-    """Return what a person calls a function: a lambda by its place, another by name and place; ours by its text."""
+    """Return a readable name: a lambda's place, another function's name and place, or the text of one of ours."""
     if isinstance(function, partial):
         return named(function.func)
     where = place_of_function(function)
     name: str | None = getattr(function, "__qualname__", None)
-    if name is None:  # an object that can be called
+    if name is None:  # a callable object
         return f"{type(function).__qualname__} ({where})" if where else repr(function)
     if name.endswith("<lambda>") and where:
         return where
@@ -62,7 +62,7 @@ def named(function: Callable[..., Any]) -> str:
 
 
 def place_of_error(error: BaseException) -> str:
-    """Return the file and line of a user's code that raised the error, or of a library's; empty if there is none."""
+    """Return the file and line in a user's code, or in a library, that raised the error; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}:{error.lineno or 1}"
     frames = [each for each in traceback.extract_tb(error.__traceback__) if not _is_machinery(each.filename)]
@@ -72,7 +72,7 @@ def place_of_error(error: BaseException) -> str:
 
 
 def calling_place() -> str:
-    """Return the file and line that called us, for `shown_place`, or what `standing_at` says; empty if it is ours."""
+    """Return the file and line that called us, for `shown_place`, or that of `standing_at`; empty if it is ours."""
     if (given := _standing_at.get()) is not None:
         return given
     frame = currentframe()
@@ -83,7 +83,7 @@ def calling_place() -> str:
 
 @contextmanager
 def standing_at(where: str) -> Iterator[None]:
-    """Let `calling_place` return this in the block: the call is made later than where it was written."""
+    """Make `calling_place` return this in the block, for a call that is made later than it was written."""
     token = _standing_at.set(where)
     try:
         yield
@@ -92,13 +92,13 @@ def standing_at(where: str) -> Iterator[None]:
 
 
 def shown_place(where: str) -> str:
-    """Return a place with a path that is relative to the current directory, if it is below that."""
+    """Return a place with its path relative to the current directory, if it is below that."""
     file, _, line = where.rpartition(":")
     return f"{_shown(file)}:{line}" if file else where
 
 
 def called_with_line(function: Callable[..., T], *arguments: Any) -> tuple[T, str]:
-    """Call a function; return its result, and the file and line of the `return` that gave it.
+    """Call a function; return its result, and the file and line of the `return` that was executed.
 
     The place is empty if the function is ours, or not in Python. Raises what it raises. Slow: Python traces the call.
     """
@@ -125,7 +125,7 @@ def called_with_line(function: Callable[..., T], *arguments: Any) -> tuple[T, st
 
 
 def _code_of(function: Any) -> CodeType | None:
-    """Return the code that a person has written: not ours, and not that of a decorator that keeps `__wrapped__`."""
+    """Return the code that the user wrote: not ours, and not a decorator's that keeps `__wrapped__`."""
     while isinstance(function, partial):
         function = function.func
     found = unwrap(getattr(function, "__func__", function))
@@ -134,7 +134,7 @@ def _code_of(function: Any) -> CodeType | None:
 
 
 def _code_of_class(kind: type) -> Any:
-    """Return the code that runs when one of its objects is called."""
+    """Return the code that runs when one of the class's objects is called."""
     call: Any = vars(kind).get("__call__") or getattr(kind, "__call__")  # noqa: B004, B009 - the method is wanted
     return getattr(unwrap(call), "__code__", None)
 

@@ -1,4 +1,4 @@
-"""For tests of your routes: a change without a database, and what it fires without a broker.
+"""For tests of your routes: changes without a database, and what they fire without a broker.
 
 def test_closing_a_ticket_tells_its_author():
     change = row_change("tickets", "update", before={"status": "open"}, after={"status": "closed"})
@@ -28,7 +28,7 @@ _numbers = count(1)
 
 
 class _Router(Protocol):
-    """What is used of a `cdc_tasks.routing.router.BinlogRouter`."""
+    """The part of `cdc_tasks.routing.router.BinlogRouter` that is used here."""
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterable[Any]: ...
 
@@ -47,20 +47,19 @@ def row_change(
     number: int = 1,
     is_last: bool = True,
 ) -> RowChange:
-    """Return a change as the listener would. Each has its own id, and a position after the one before.
+    """Return a change as the listener would make it. Each has its own id, and a later position than the one before.
 
     `table` and `schema` are names, and `event` is an `EventType` or its value. `before` and `after` are the old and
-    the new row. `unavailable` are the columns whose value the source did not send. Without `committed_at`, it is
-    committed now.
+    the new row. `unavailable` are the columns whose value the source did not send. `committed_at` is now by default.
 
-    `identity` are the columns of the table's replica identity, usually its primary key; None: all of them, as with
-    REPLICA IDENTITY FULL. The old row has no others.
+    `identity` are the columns of the table's replica identity, usually its primary key; None: all columns, as with
+    REPLICA IDENTITY FULL. The old row has only these.
 
-    `context` is what its transaction says of itself (`cdc_tasks.context`). `number` and `is_last` are its place in the
-    transaction, `change.transaction`.
+    `context` is that of its transaction (`cdc_tasks.context`). `number` and `is_last` are its place in the transaction,
+    `change.transaction`.
 
     Raises ValueError if the rows do not fit the event: an insert and a read have no `before`, a delete has no `after`,
-    an update has an `after`, a truncate has neither. And if `before` has a column that the `identity` does not give.
+    an update has an `after`, a truncate has neither. Also raises it if `before` has a column that is not in `identity`.
     """
     kind = EventType(event)
     _check_rows(kind, before, after)
@@ -94,12 +93,12 @@ def assert_fires(
     times: int = 1,
     app: Any = None,
 ) -> None:
-    """Raise AssertionError, with what did fire, unless `change` fires `task` this many `times`.
+    """Raise AssertionError, with what did fire, unless `change` fires `task` exactly `times` times.
 
-    `router` has the routes. `task` is a name, or Celery's task. With `args` or `kwargs`, only such calls count; with
-    `key` (a value, or several in a tuple), `group` or `on_failure`, only those whose message has that order by key.
-    With `app`, or with a task that is given as an object, it fails as well if there is no such task, or if the task
-    does not take what it is called with.
+    `router` has the routes. `task` is a name, or the Celery task. With `args` or `kwargs`, only calls with these
+    arguments count. With `key` (a value, or several in a tuple), `group` or `on_failure`, only calls whose message has
+    these count. With `app`, or with a task that is given as an object, it also fails if there is no such task, or if
+    the task does not take the arguments.
     """
     fired = [Fired.of(each) for each in router.tasks_for([change])]
     order = WantedOrder(key=key, group=group, on_failure=on_failure)
@@ -131,9 +130,9 @@ class Enqueued:
 
 @contextmanager
 def enqueued_tasks() -> Iterator[list[Enqueued]]:
-    """Note each call of `cdc_tasks.enqueue` in the block, also where its transaction is rolled back.
+    """Record each call of `cdc_tasks.enqueue` in the block, even if its transaction is rolled back.
 
-    The calls run as ever, so the connection is a real one.
+    The calls run as usual, so they need a real connection.
     """
     found: list[Enqueued] = []
 
@@ -162,11 +161,11 @@ def _check_rows(event: EventType, before: Mapping[str, Any] | None, after: Mappi
             "event=all is for routes; a change is an insert, an update, a delete, a truncate or a read"
         )
     if before is not None and event in {EventType.INSERT, EventType.READ, EventType.TRUNCATE}:
-        raise ValueError(f"before={before!r}: {event} has no row before")
+        raise ValueError(f"before={before!r}: {event} has no old row")
     if after is not None and event in {EventType.DELETE, EventType.TRUNCATE}:
-        raise ValueError(f"after={after!r}: {event} has no row after")
+        raise ValueError(f"after={after!r}: {event} has no new row")
     if after is None and event in {EventType.INSERT, EventType.READ, EventType.UPDATE}:
-        raise ValueError(f"after=None: {event} has a row after")
+        raise ValueError(f"after=None: {event} has a new row")
 
 
 def _check_identity(before: Mapping[str, Any] | None, identity: Sequence[str] | None) -> None:
@@ -194,13 +193,13 @@ class Fired:
     table: str  # with its schema
     event: EventType
     error: Exception | None = None
-    is_batched: bool = False  # then the task gets a list of what is in `args` or `kwargs`
+    is_batched: bool = False  # whether the task gets a list of `args` or `kwargs`
     key: str | None = None  # of its message group, with the group's name: "orders:42"; None: it has none
     on_failure: OnFailure = "continue"
 
     @classmethod
     def of(cls, fired: Any) -> Fired:
-        """Return what a router's `tasks_for` yielded, in words of tests."""
+        """Convert what a router's `tasks_for` yielded."""
         route, change = fired.route, fired.change
         is_call = hasattr(fired, "arguments")
         return cls(
@@ -224,7 +223,7 @@ class Fired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedOrder:
-    """The order by key that a test asks for; None: it does not."""
+    """The order by key that a test expects; None: any."""
 
     key: Any = None
     group: str | None = None
@@ -242,7 +241,7 @@ class WantedOrder:
         )
 
     def _keys(self, group: str, table: str) -> set[str]:
-        """Return the keys that the value may have: a route for many tables puts the table's name before it."""
+        """Return the possible keys of the value: a route for many tables puts the table's name before it."""
         text = text_of_values(tuple(self.key) if isinstance(self.key, list | tuple) else (self.key,))
         return {bounded_key(group, text), bounded_key(group, f"{table} {text}")}
 
@@ -290,7 +289,7 @@ def check_fired(
 
 
 def _check_task(task: Any, name: str, calls: Sequence[Fired], app: Any) -> None:
-    """Raise AssertionError if the app has no such task, or if the task does not take a call."""
+    """Raise AssertionError if the app has no such task, or if the task does not take a call's arguments."""
     if app is not None and name not in app.tasks:
         raise AssertionError(f"The app {app.main} has no task {name}.{_close(name, app.tasks)}")
     known = app.tasks[name] if app is not None else task

@@ -1,7 +1,7 @@
-"""What workers have done so far, counted in Redis: one number for all processes of all workers.
+"""Totals of all workers, counted in Redis: one number for all processes.
 
-A prefork worker's processes come and go, so none of them can serve numbers of its own. Where a worker talks to Redis
-anyway, the script that it runs counts too: a message delivered or made to wait, a task that gave up. Retries go to the
+A prefork worker's processes start and stop, so they cannot serve their own numbers. If a worker runs a script in Redis
+anyway, the script also counts: a message that was delivered or had to wait, a task that gave up. Retries go to the
 broker: `cdc_tasks/worker/retry_counts.py` counts them. The listener's `/metrics` reads the hash.
 """
 
@@ -11,8 +11,8 @@ from typing import Final
 
 __all__ = ["COUNT", "TOTALS", "field", "parse"]
 
-TOTALS: Final = "cdc:totals"  # a hash: what and of what, number
-_MOST: Final = 1_000  # fields: messages of anybody may name any task
+TOTALS: Final = "cdc:totals"  # a hash: field (see `field`), number
+_MOST: Final = 1_000  # fields: anyone's messages may name any task
 
 # A function for scripts.
 COUNT: Final = f"""
@@ -25,11 +25,11 @@ end
 
 
 def field(what: str, of: str) -> str:
-    """Return the hash's field for this."""
+    """Return the hash's field for the total `what`, counted by `of`."""
     return f"{what} {of}"
 
 
 def parse(name: str) -> tuple[str, str]:
-    """Return what `field` was made of."""
+    """Return the arguments from which `field` made this name."""
     what, _, of = name.partition(" ")
     return what, of

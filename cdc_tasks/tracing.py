@@ -1,7 +1,7 @@
-"""OpenTelemetry: one trace from the request over the commit to the task, and to the message that it sends.
+"""OpenTelemetry: one trace from the request through the commit to the task, and to the message that it sends.
 
-It is off unless CDC_OTEL=true, or `cdc_tasks.install(app, otel=True)`, and needs `pip install "cdc-tasks[otel]"`. Then
-nothing of OpenTelemetry is imported. Where spans go is said with OpenTelemetry's own variables, OTEL_….
+It is on with CDC_OTEL=true or `cdc_tasks.install(app, otel=True)`, and needs `pip install "cdc-tasks[otel]"`. While it
+is off, nothing of OpenTelemetry is imported. OpenTelemetry's own variables, OTEL_…, set where spans go.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _asked_for: Final[list[bool]] = []  # by `install(app, otel=True)`
 
 
 def turn_on() -> None:
-    """Let this process take part in traces; raises MissingExtraError."""
+    """Turn tracing on in this process. Raises MissingExtraError."""
     check_extra("otel")
     _asked_for.append(True)
 
 
 def is_on() -> bool:
-    """Return whether it is on; raises MissingExtraError if a package is missing, SettingsError."""
+    """Return whether tracing is on. Raises MissingExtraError if a package is missing, and SettingsError."""
     return bool(_asked_for) or _is_set()
 
 
 @cache
 def _is_set() -> bool:
-    if "CDC_OTEL" not in os.environ:  # the settings' library is not loaded for nothing
+    if "CDC_OTEL" not in os.environ:  # so that the settings' library is not loaded needlessly
         return False
     from cdc_tasks.settings import TracingSettings, load
 
@@ -49,7 +49,7 @@ def _is_set() -> bool:
 
 
 def trace_fields() -> dict[str, str]:
-    """Return what names the current span to others, by W3C's names; empty if there is none, or it is off."""
+    """Return the current span as fields with W3C's names; empty if there is no span, or if tracing is off."""
     if not is_on():
         return {}
     from opentelemetry import propagate, trace
@@ -63,7 +63,7 @@ def trace_fields() -> dict[str, str]:
 
 @contextmanager
 def span(name: str, **attributes: Any) -> Iterator[None]:
-    """Let the block be a span below the current one; nothing if it is off."""
+    """Run the block as a span below the current one; without a span if tracing is off."""
     if not is_on():
         yield
         return
@@ -76,7 +76,7 @@ def span(name: str, **attributes: Any) -> Iterator[None]:
 def start(service: str) -> None:
     """Send the spans of this process by OTLP over HTTP, unless the application has its own provider.
 
-    `service` is the name of the service if OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say none.
+    `service` is the name of the service, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES gives one.
     """
     with needs_extras("otel"):
         from opentelemetry import trace
@@ -95,7 +95,7 @@ def start(service: str) -> None:
 
 
 def stop() -> None:
-    """Send what is left of the spans."""
+    """Send the remaining spans."""
     from opentelemetry import trace
 
     if (shutdown := getattr(trace.get_tracer_provider(), "shutdown", None)) is not None:

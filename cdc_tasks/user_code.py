@@ -1,4 +1,4 @@
-"""Mistakes in the user's own modules, told as one sentence with file and line instead of a traceback."""
+"""Mistakes in the user's own modules, as one sentence with file and line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "similar_module",
 ]
 
-_PLACED: Final = re.compile(r"\.py:\d+\b")  # `on_change` tells the place of its errors itself
+_PLACED: Final = re.compile(r"\.py:\d+\b")  # errors of `on_change` already have their place
 _UNEXPECTED: Final = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -61,7 +61,7 @@ def _broken(name: str, error: BaseException) -> TaskModulesError:
 
 
 def mistake(error: BaseException) -> str:
-    """Return what went wrong in the user's code, after its file and line: "shop/routes.py:7: NameError: …"."""
+    """Return the error in the user's code, after its file and line: "shop/routes.py:7: NameError: …"."""
     if isinstance(error, CDCError):
         what = error.message
     elif isinstance(error, SyntaxError):
@@ -73,7 +73,7 @@ def mistake(error: BaseException) -> str:
 
 
 def did_you_mean(error: BaseException, parameters: Iterable[str] = ()) -> str | None:
-    """Return a hint if a name in the error is close to one that exists: a parameter, or a global of the module."""
+    """Return a hint if a name in the error is close to an existing one: a parameter, or a global of the module."""
     if unexpected := _UNEXPECTED.search(str(error)):
         return _close(unexpected[1], parameters, "{}=")
     if isinstance(error, NameError) and error.name:
@@ -83,12 +83,12 @@ def did_you_mean(error: BaseException, parameters: Iterable[str] = ()) -> str | 
 
 
 def is_missing(error: ModuleNotFoundError, module: str) -> bool:
-    """Return whether `module` is missing, or a package of it; otherwise something that it imports is."""
+    """Return whether `module` or one of its packages is missing, rather than a module that it imports."""
     return error.name is not None and f"{module}.".startswith(f"{error.name}.")
 
 
 def similar_module(name: str) -> str:
-    """Return a sentence with a module that is close to `name`, in the package that it names; empty if there is none."""
+    """Return a sentence with a module that is close to `name`, in the same package; empty if there is none."""
     package, _, last = name.rpartition(".")
     path = getattr(sys.modules.get(package), "__path__", None) if package else [str(Path.cwd())]
     names = [each.name for each in pkgutil.iter_modules(path or [])]

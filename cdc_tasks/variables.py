@@ -1,4 +1,4 @@
-"""The names of variables: those that nothing reads, and the one to correct where another one goes first.
+"""The names of variables: unknown ones, and the one to correct if another takes precedence.
 
 A secret may be in a file: `DATABASE_URL_FILE` names it, as in the official container images.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["FILE", "KNOWN", "SECRETS", "TWINS", "as_set", "is_set", "set_by", "unknown_variables", "variable"]
 
-# The variable that other programs read, and the one that goes first.
+# The variable that other programs read, and the one that takes precedence.
 TWINS: Final = {
     "CACHE_URL": "CDC_CACHE_URL",
     "CELERY_BROKER_URL": "CDC_BROKER_URL",
@@ -20,7 +20,7 @@ TWINS: Final = {
     "DATABASE_URL": "CDC_DATABASE_URL",
 }
 FILE: Final = "_FILE"
-# Those whose value may be in a file, which the same name with _FILE behind it names.
+# Those whose value may be in a file; the same name with _FILE at the end names the file.
 SECRETS: Final = frozenset(
     {
         "CACHE_URL",
@@ -35,7 +35,7 @@ SECRETS: Final = frozenset(
         "FLOWER_BASIC_AUTH",
     }
 )
-# With CDC_APP these settings are the app's. CACHE_URL is not read then: others mean a cache by it.
+# With CDC_APP these settings come from the app. CACHE_URL is not read then: for other programs it is a cache.
 _WITH_APP: Final = {
     "CACHE_URL": "CDC_CACHE_URL",
     "CELERY_BROKER_URL": "broker_url of the app {}",
@@ -45,7 +45,7 @@ _NAME: Final = re.compile(
     r"\$?(?<![A-Z_])(CACHE_URL|CELERY_BROKER_URL|CELERY_CONFIG_MODULE|DATABASE_URL|celeryconfig\.py)(?![A-Z_])"
 )
 
-# All of docs/settings.md. The listener and the workers may share an environment, and each knows the other's.
+# All variables of docs/settings.md. The listener and the workers may share an environment, so both know all of them.
 KNOWN: Final = frozenset(
     {
         *(f"{name}{FILE}" for name in SECRETS if name.startswith("CDC_")),
@@ -106,24 +106,24 @@ _OF_TESTS: Final = "CDC_TEST_"
 
 
 def variable(name: str) -> str:
-    """Return the variable that gives this value: the twin if it is set, else the name itself."""
+    """Return the variable that this value comes from: the twin if it is set, else the name itself."""
     twin = TWINS.get(name)
     return twin if twin is not None and is_set(twin) else name
 
 
 def is_set(name: str) -> bool:
-    """Return whether the variable has a value, or names a file that has it."""
+    """Return whether the variable has a value, itself or in a file."""
     return bool(os.environ.get(name) or (name in SECRETS and os.environ.get(f"{name}{FILE}")))
 
 
 def set_by(name: str) -> str:
-    """Return the variable to correct: the twin if it is set, and with _FILE behind it if that names the file."""
+    """Return the variable to correct: the twin if it is set, with _FILE at the end if the value is in a file."""
     chosen = variable(name)
     return f"{chosen}{FILE}" if is_set(chosen) and not os.environ.get(chosen) else chosen
 
 
 def as_set(text: str) -> str:
-    """Return the text of an error or a hint with the names of what this process has its settings from."""
+    """Return the text of an error or a hint, with the names of the settings that this process actually uses."""
     return _NAME.sub(_as_set, text)
 
 
@@ -136,13 +136,13 @@ def _as_set(found: re.Match[str]) -> str:
 
 
 def _other_app() -> str | None:
-    """Return what CDC_APP names, unless it is our own app: that has its settings from the variables."""
+    """Return CDC_APP, unless it names our own app, whose settings come from the variables."""
     app = os.environ.get("CDC_APP")
     return None if app is None or re.split(r"[.:]", app)[0] == "cdc_tasks" else app
 
 
 def unknown_variables() -> dict[str, str]:
-    """Return the variables CDC_… that nothing reads, in the order of their names, each with a hint."""
+    """Return the unknown variables CDC_…, sorted by name, each with a hint."""
     unknown = (
         name
         for name in sorted(os.environ)

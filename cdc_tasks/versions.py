@@ -1,7 +1,7 @@
-"""What the installed Celery and kombu can do: Celery 5.4 to 5.7 are supported, and some parts need a newer one.
+"""What the installed Celery and kombu can do. Celery 5.4 to 5.7 are supported; some parts need a newer version.
 
-docs/versions.md has the table. A part that is missing is told once: by a worker in its log, and by
-`python -m listener check`.
+docs/versions.md has the table. A missing part is reported once: by a worker in its log, and by `python -m listener
+check`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HINT: Final = "pip install 'celery>=5.4,<5.8' 'kombu>=5.3.4,<5.8'"
 
 
 class OldCeleryError(CDCError):
-    """This version of Celery, or of kombu, is not one of those that are supported."""
+    """This version of Celery or kombu is not supported."""
 
 
 class _Part(NamedTuple):
@@ -42,7 +42,7 @@ _PARTS: Final = (
     _Part(
         (5, 5),
         _RABBITMQ,
-        "No delayed delivery: a worker keeps tasks that are due later in its memory, and our queues are classic "
+        "No delayed delivery: a worker keeps tasks that are due later in memory, and cdc-tasks' queues are classic "
         "queues instead of quorum queues.",
     ),
     _Part(
@@ -65,7 +65,7 @@ def celery_is(*oldest: int) -> bool:
 
 @cache
 def installed(package: str) -> Version:
-    """Return the version of an installed package as numbers: (5, 4, 0). What follows the numbers is left out."""
+    """Return the version of an installed package as numbers: (5, 4, 0), without any suffix."""
     numbers = []
     for part in metadata.version(package).split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
@@ -76,7 +76,7 @@ def installed(package: str) -> Version:
 
 
 def check_versions() -> None:
-    """Raise OldCeleryError if Celery or kombu is older or newer than what is supported."""
+    """Raise OldCeleryError if Celery or kombu is older or newer than the supported versions."""
     unfit = [
         f"{name} {'.'.join(map(str, installed(name)))}"
         for name, (oldest, too_new) in _SUPPORTED.items()
@@ -87,7 +87,7 @@ def check_versions() -> None:
 
 
 def lacking_parts(broker: str) -> list[str]:
-    """Return what the installed Celery cannot do with a broker of this `driver_type`, one sentence each."""
+    """Return what the installed Celery lacks with a broker of this `driver_type`, one sentence each."""
     return list(_lacking(broker))
 
 

@@ -29,7 +29,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(BaseException):
-    """A signal ends the demo. This is no error, and no `except Exception` may catch it."""
+    """A signal ends the demo. This is not an error, and no `except Exception` may catch it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -40,7 +40,7 @@ def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="Exit after the scenario, with status 0.")] = False,
     prompt: Annotated[
-        bool, typer.Option("--prompt", help="Omit the scenario: begin with your own SQL.")
+        bool, typer.Option("--prompt", help="Skip the scenario, and begin with your own SQL.")
     ] = False,
     database: Annotated[
         DatabaseKind | None,
@@ -59,10 +59,10 @@ def demo(
     logs.configure(level="warning")
     narrator = Narrator()
     for each in _SIGNALS:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(each) is not signal.SIG_IGN:  # e.g. under nohup
             signal.signal(each, _end)
     try:
-        _run(narrator, once=once, is_told=not prompt, database=database)
+        _run(narrator, once=once, has_scenario=not prompt, database=database)
     except Ended as ended:
         narrator.ended()
         # Ctrl-C is the normal end; a supervisor that sent SIGTERM expects its number in the status.
@@ -70,15 +70,15 @@ def demo(
     narrator.ended()
 
 
-def _run(narrator: Narrator, *, once: bool, is_told: bool, database: DatabaseKind | None) -> None:
+def _run(narrator: Narrator, *, once: bool, has_scenario: bool, database: DatabaseKind | None) -> None:
     from demo import scenario, stack  # slow to import: not for `--help`
 
     begun = time.monotonic()
-    _tell_addresses(narrator)
+    _print_addresses(narrator)
     with stack.started(narrator.starting, database) as running:
         try:
             narrator.running(running, time.monotonic() - begun)
-            if is_told:
+            if has_scenario:
                 scenario.play(running, narrator)
             if not once:
                 _serve(running, narrator)
@@ -86,8 +86,8 @@ def _run(narrator: Narrator, *, once: bool, is_told: bool, database: DatabaseKin
             narrator.ending()
 
 
-def _tell_addresses(narrator: Narrator) -> None:
-    """Print which servers of the user's the demo is about to use."""
+def _print_addresses(narrator: Narrator) -> None:
+    """Print which of the user's servers the demo is about to use."""
     for variable in ("DATABASE_URL", "CELERY_BROKER_URL", "CACHE_URL"):
         if url := os.environ.get(variable):
             narrator.using(mask_secrets(url), variable)
@@ -96,7 +96,7 @@ def _tell_addresses(narrator: Narrator) -> None:
 
 
 def _serve(running: Stack, narrator: Narrator) -> None:
-    """Take SQL from a person at a terminal; otherwise show what other sessions do."""
+    """Read SQL from a person at a terminal; without a terminal, show the effects of other sessions."""
     from demo import prompt, scenario
 
     at_prompt = narrator.is_interactive and sys.stdin.isatty()
@@ -108,7 +108,7 @@ def _end(signal_number: int, _frame: FrameType | None) -> NoReturn:
     """Raise Ended once; ignore further signals while everything is being stopped."""
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    # Python drops an exception raised in a destructor. Then this timer ends us, and the kernel our child processes.
+    # Python drops an exception raised in a destructor. Then this timer ends the process, and the kernel its children.
     timer = threading.Timer(_STOP_TIMEOUT, os._exit, [128 + signal_number])
     timer.daemon = True
     timer.start()

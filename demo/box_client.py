@@ -1,4 +1,4 @@
-"""What the page of the SQL box does, without a browser: the scenario checks the box so."""
+"""A client that does the same as the SQL box's page, without a browser: the scenario checks the box with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
 
-__all__ = ["BoxError", "run", "told"]
+__all__ = ["BoxError", "described_run", "run"]
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class BoxError(CDCError):
-    """The SQL box did not run a statement, or does not show what came of it."""
+    """The SQL box did not run a statement, or does not show its effects."""
 
 
 def run(url: str, sql: str) -> int:
@@ -31,8 +31,8 @@ def run(url: str, sql: str) -> int:
     return number
 
 
-def told(url: str, number: int) -> str:
-    """Return in words what the page shows of a run; raise BoxError if it lacks the change, its task or its message."""
+def described_run(url: str, number: int) -> str:
+    """Return the page's view of a run as text; raise BoxError if the change, its task or its message is missing."""
     shown: dict[str, Any] = json.loads(_ask(f"{url}/effects?run={number}"))
     for kind in ("changes", "tasks", "messages"):
         if not shown[kind]:

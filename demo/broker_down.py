@@ -22,7 +22,7 @@ _ITEM: Final = "a laptop"
 
 
 def play(stack: Stack, narrator: Narrator, await_effects: Callable[[Iterable[Effect], Since], None]) -> None:
-    """Play the step; `await_effects` raises ScenarioError where the message is missing, or another one comes."""
+    """Play the step; `await_effects` raises ScenarioError if the message is missing, or if another one arrives."""
     narrator.step("A task is enqueued in the transaction: an order is rolled back, so there is no task")
     narrator.look("/changes", "no change of this order: it was rolled back")
     narrator.python(PLACE_ORDER.format(end="rollback"))
@@ -31,7 +31,7 @@ def play(stack: Stack, narrator: Narrator, await_effects: Callable[[Iterable[Eff
     narrator.look("/", "the broker does not answer, and then all is well again")
     narrator.python(PLACE_ORDER.format(end="commit"))
     order, since = _commit_without_broker(stack, narrator)
-    # Tasks come in the order of the commits: one of the first order would have come before.
+    # Tasks arrive in the order of the commits: a task of the first order would have arrived before.
     await_effects([Delivery("slack", CUSTOMER, (f"Order {order} is confirmed",))], since)
     narrator.proof("One message: of the order that was committed.")
 
@@ -39,7 +39,7 @@ def play(stack: Stack, narrator: Narrator, await_effects: Callable[[Iterable[Eff
 def _commit_without_broker(stack: Stack, narrator: Narrator) -> tuple[int, Since]:
     """Return the order's number, and when the broker was back."""
     if stack.broker is None:
-        narrator.note("(The broker is yours, so it goes on.)")
+        narrator.note("(The broker is yours, so it keeps running.)")
         return stack.sample.order(_ITEM, is_committed=True), Since(time.monotonic(), "commit")
     narrator.shell(f"kill -TERM {stack.broker.pid}  # the broker")
     stack.broker.stop()

@@ -1,4 +1,4 @@
-"""The last step: SIGKILL ends the listener while rows are written, and no message is lost or sent twice."""
+"""The last step: SIGKILL stops the listener while rows are written, and no message is lost or sent twice."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Crash:
         self._messages: Counter[tuple[str, int]] = Counter()  # service, row
 
     def play(self) -> None:
-        """Play the step; raises CrashError that names what is missing and what came twice."""
+        """Play the step. Raises CrashError with the missing and the repeated messages."""
         self._narrator.step(
             "The listener is killed while rows are written, and started again",
             sql=f"{_statement(1)};\n-- and so on: {_ROWS} transactions",
         )
-        self._narrator.look("/", "no listener reads, and then how far behind it is")
+        self._narrator.look("/", "no listener is reading; later, how far behind it is")
         started_again = self._write()
         self._stack.listener.wait()
-        # Once the messages of the last row have arrived, any repeated earlier one has arrived too.
+        # When the messages of the last row have arrived, any repeated earlier one has arrived too.
         self._insert(_ROWS)
         self._count()
         self._check(time.monotonic() - started_again)
@@ -111,7 +111,7 @@ class Crash:
             f" {self._sent('teams')} on Teams:"
             f" all of them {seconds:.1f} s after the listener's restart"
         )
-        self._narrator.proof("Nothing is missing, and nothing came twice.")
+        self._narrator.proof("Nothing is missing, and nothing arrived twice.")
 
 
 def _statement(row: int) -> str:

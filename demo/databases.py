@@ -1,4 +1,4 @@
-"""The database of the demo: the one that the environment names, or one that the demo starts."""
+"""The demo's database: the one that the environment names, or one that the demo starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a person's SQL: changes in the log, tasks, messages and keys of the cache."""
+"""The effects of a person's SQL: changes in the log, tasks, messages and keys of the cache."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _LONGEST: Final = 120  # characters of a value
 @dataclass(frozen=True, slots=True)
 class _Run:
     began: float  # time.monotonic()
-    first: int  # number in the journal of the first change that may come of it
+    first: int  # number in the journal of the first change that may be its effect
 
 
 class Effects:
-    """Remembers what was observed, and tells what came of each run: all from then until the next one."""
+    """Keeps the observations, and returns the effects of each run: all observations until the next run."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, Observation]] = deque(maxlen=_KEPT)
@@ -58,7 +58,7 @@ class Effects:
             return len(self._runs)
 
     def of(self, run: int) -> dict[str, Any]:
-        """Return what has come of a run until now, for JSON; raise IndexError if there is no such run."""
+        """Return the effects of a run so far, for JSON; raise IndexError if there is no such run."""
         with self._lock:
             if not 0 < run <= len(self._runs):
                 raise IndexError(run)
@@ -122,9 +122,9 @@ def _fate(verdict: Any) -> dict[str, Any]:
 
 
 def _difference(change: JournalledChange) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield each column with its value before and after; None: there was none. Of an update only what differs.
+    """Yield each column with its value before and after; None: it had none. For an update, only the differences.
 
-    NULLs of a row that came or went are left out.
+    NULLs of an inserted or deleted row are left out.
     """
     before, after = change.before or {}, change.after or {}
     for name in {**before, **after}:

@@ -1,4 +1,4 @@
-"""What the demo prints: each step with its SQL, and each effect when it happens."""
+"""The demo's output: each step with its SQL, and each effect when it happens."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ class Narrator:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether a person reads along, who needs pauses."""
+        """Whether a person is watching, who needs pauses."""
         return self._console.is_terminal
 
     def starting(self, what: str) -> None:
         self._console.print(f"[dim]Starting[/] {what} …")
 
     def using(self, address: str, variable: str) -> None:
-        """Print an address that the environment names, before anything is done there."""
+        """Print an address that the environment names, before the demo uses it."""
         self._console.print(f"[dim]Using[/] {escape(address)} [dim]({variable})[/]", soft_wrap=True)
 
     def note_of_tables(self) -> None:
-        """Print what the demo does in a database of the user's."""
+        """Print what the demo does in the user's own database."""
         self._console.print("It creates the tables of the help desk there, and removes them at the end.")
 
     def running(self, stack: Stack, seconds: float) -> None:
@@ -79,8 +79,8 @@ class Narrator:
         )
         self._pages = stack.console.url
         for label, url, what in (
-            ("Console", stack.console.url, "is it well, what came, what it fired, what failed"),
-            ("SQL", stack.box.url, "a box for SQL of your own, and what comes of it"),
+            ("Console", stack.console.url, "its state, the changes, what they fired, what failed"),
+            ("SQL", stack.box.url, "a box for your own SQL, and its effects"),
             ("Inbox", stack.inbox.url, "the messages, instead of Slack and Teams"),
             ("Flower", stack.flower.url, "Celery's tasks and workers"),
             ("Metrics", stack.listener.url, "the listener's numbers for Prometheus"),
@@ -100,7 +100,7 @@ class Narrator:
             )
 
     def look(self, path: str, what: str) -> None:
-        """Print which page of the console shows the step, and what there."""
+        """Print which page of the console shows the step, and what to look for."""
         self._line("look", "cyan", Text.assemble((f"{self._pages}{path}", "underline"), (f"  {what}", "dim")))
 
     def python(self, code: str) -> None:
@@ -108,7 +108,7 @@ class Narrator:
         self._line("Python", "yellow", Syntax(code, "python", theme="ansi_dark", background_color="default"))
 
     def shell(self, command: str) -> None:
-        """Print a shell command that the step stands for."""
+        """Print the shell command that the step performs."""
         self._line("$", "yellow", Text(command, style="bold"))
 
     def show(self, observation: Observation, *, since: Since | None = None) -> None:
@@ -124,7 +124,7 @@ class Narrator:
                 self._message(observation, _after(since, observation.at))
 
     def clock(self) -> None:
-        """Begin a section that is no step, with the time of day."""
+        """Begin a section that is not a step, with the time of day."""
         title = Text(f" {datetime.now().astimezone():%H:%M:%S} ", style="bold")
         self._console.print("", Rule(title, align="left", style="dim"))
 
@@ -146,7 +146,7 @@ class Narrator:
         self._line("error", "bold red", Text(text))
 
     def proof(self, text: str) -> None:
-        """Print what the step has proved."""
+        """Print what the step proves."""
         self._line("✓", "bold green", Text(text, style="bold green"))
 
     def invite(self, stack: Stack, *, at_prompt: bool) -> None:

@@ -1,4 +1,4 @@
-"""Observes what happens: tasks by Celery's events, messages at the inbox, keys of the cache by Redis."""
+"""Observes effects: tasks by Celery's events, messages at the inbox, keys of the cache by Redis."""
 
 from __future__ import annotations
 

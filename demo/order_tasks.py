@@ -19,6 +19,6 @@ def confirm_order(order: int) -> str:
     with db.reading() as session:
         item = session.execute(sqlalchemy.select(ORDERS.c.item).where(ORDERS.c.id == order)).scalar_one()
     client = WebClient(token="xoxb-demo", base_url=worker_settings().slack_api_url)  # noqa: S106 - of no use elsewhere
-    client.proxy = None  # as the help desk's: the inbox is on this machine
+    client.proxy = None  # as in the help desk: the inbox is on this machine
     client.chat_postMessage(channel=CUSTOMER, text=f"Order {order} is confirmed: {item}")
     return f"order {order} is confirmed"

@@ -1,4 +1,4 @@
-"""What the demo adds to the help desk: orders, each of which enqueues a task in its transaction."""
+"""The demo's addition to the help desk: orders, each of which enqueues a task in its transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ORDERS: Final = sqlalchemy.Table(
     sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
     sqlalchemy.Column("item", sqlalchemy.String(100), nullable=False),
 )
-# What is shown of `place_order`.
+# The part of `place_order` that is printed.
 PLACE_ORDER: Final = """\
 with engine.connect() as connection:
     order = connection.execute(insert(ORDERS).values(item=item)).inserted_primary_key[0]
@@ -34,7 +34,7 @@ with engine.connect() as connection:
 
 
 def setup_router(schema: str = "public") -> BinlogRouter:
-    """Return the routes of the help desk, which accept the task, too."""
+    """Return the routes of the help desk, which also accept the task."""
     from listener.routes import setup_router as setup_helpdesk
 
     router = setup_helpdesk(schema)
@@ -43,7 +43,7 @@ def setup_router(schema: str = "public") -> BinlogRouter:
 
 
 def place_order(engine: Engine, item: str, *, is_committed: bool) -> int:
-    """Insert an order, and enqueue its task, in one transaction; return the order's number."""
+    """Insert an order and enqueue its task in one transaction; return the order's number."""
     with engine.connect() as connection:
         order = _insert(connection, item)
         cdc_tasks.enqueue(connection, TASK, order, queue=_QUEUE)

@@ -1,4 +1,4 @@
-"""Pages on this machine: what the servers of the demo's pages share."""
+"""Pages on this machine: the common part of the demo's servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PageHandler(BaseHTTPRequestHandler):
         """Log nothing: the terminal shows the scenario."""
 
     def body(self) -> bytes | None:
-        """Return what was sent; None, after an answer, if it is too large."""
+        """Return the body of the request; if it is too large, answer and return None."""
         length = int(self.headers.get("Content-Length") or 0)
         if length > self.largest_body:
             self.close_connection = True

@@ -18,7 +18,7 @@ _LOG_LINES_SHOWN = 15
 
 
 class Program(ServerProcess):
-    """A Python program. `launch` returns at once and `wait` comes later, so that several start in parallel."""
+    """A Python program. `launch` returns at once and `wait` is called later, so that several start in parallel."""
 
     arguments: ClassVar[list[str]]  # of the interpreter
     ready_line: ClassVar[str]  # the line in its log when it is ready
@@ -91,7 +91,7 @@ class Flower(Program):
     arguments: ClassVar = ["-m", "celery", "-A", "cdc_tasks", "flower"]
     stop_timeout = 5
 
-    console_url: str | None = None  # where its pages of tasks lead to; None: as the environment says
+    console_url: str | None = None  # the target of links on its pages of tasks; None: from the environment
 
     @property
     def url(self) -> str:
@@ -141,7 +141,7 @@ class Listener(Program):
 
     @property
     def url(self) -> str:
-        """The URL of its numbers for Prometheus."""
+        """The URL of its metrics for Prometheus."""
         return f"http://127.0.0.1:{self.port}/metrics"
 
     def _environment(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The demo's own prompt: takes SQL, prints its result, and then what the listener and the workers made of it."""
+"""The demo's own prompt: reads SQL, prints its result, and then its effects in the listener and the workers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["serve"]
 _PROMPT: Final = "sql> "
 _LEAVE: Final = frozenset({"\\q", "exit", "quit"})
 _QUIET: Final = 0.5  # seconds without an observation after which the effects of a statement are complete
-_NO_EFFECT: Final = 3.0  # seconds after which a statement is taken for one without effects
-_MOST: Final = 30.0  # seconds until the prompt comes back in any case
+_NO_EFFECT: Final = 3.0  # seconds after which a statement counts as having no effects
+_MOST: Final = 30.0  # seconds until the prompt returns in any case
 
 
 def serve(stack: Stack, narrator: Narrator) -> None:
@@ -84,18 +84,18 @@ def _run(line: str, database: _Database, effects: _Effects, narrator: Narrator) 
         return
     narrator.note("Done." if changed < 0 else f"{counted(changed, 'row')} changed.")
     if changed > 0 and not effects.wait():
-        narrator.note("No task: no route names this change. See them: python -m listener routes")
+        narrator.note("No task: no route matches this change. To see the routes: python -m listener routes")
 
 
 class _Database:
-    """One session, as that of psql: each statement is committed by itself, unless the person begins a transaction."""
+    """One session, as in psql: each statement is committed by itself, unless the person begins a transaction."""
 
     def __init__(self, stack: Stack) -> None:
         self._sample = stack.sample
         self._connection: Connection | None = None
 
     def run(self, line: str) -> tuple[list[str], list[tuple[Any, ...]], int]:
-        """Return the columns and rows of a result, and the number of changed rows: -1 if it is not known."""
+        """Return the columns and rows of a result, and the number of changed rows: -1 if unknown."""
         if self._connection is None:
             self._connection = self._sample.session()
         try:
@@ -116,7 +116,7 @@ class _Database:
 
 
 class _Effects:
-    """Prints what happens, in a thread of its own: also what another terminal causes while nobody types here."""
+    """Prints effects in its own thread, including those that another terminal causes while no one types here."""
 
     def __init__(self, stack: Stack, narrator: Narrator) -> None:
         self._stack = stack
@@ -131,7 +131,7 @@ class _Effects:
         self._thread.start()
 
     def begin(self, since: Since) -> None:
-        """Count the times of what comes now from `since`."""
+        """Count the times of the next effects from `since`."""
         self._since, self._last = since, None
 
     def wait(self) -> bool:

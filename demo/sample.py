@@ -60,7 +60,7 @@ class Sample:
         self._name = name
 
     def prepare(self, inbox: Inbox) -> None:
-        """Create the tables again, with users whose accounts lead to the inbox; raises SampleError."""
+        """Recreate the tables, with users whose accounts lead to the inbox. Raises SampleError."""
         try:
             self._refuse_tables_of_others()
             self.remove()
@@ -80,7 +80,7 @@ class Sample:
     def execute(self, *statements: str) -> float:
         """Run the statements in one transaction; return time.monotonic() when the commit was sent.
 
-        An effect may come before the commit returns: counted from then, its time would be negative.
+        An effect may happen before the commit returns: counted from then, its time would be negative.
         """
         with self._engine.connect() as connection:
             for statement in statements:
@@ -94,7 +94,7 @@ class Sample:
         return place_order(self._engine, item, is_committed=is_committed)
 
     def session(self) -> Connection:
-        """Return a session in which each statement is committed by itself, and a % stands for itself."""
+        """Return a session in which each statement is committed by itself, and % has no special meaning."""
         return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT", no_parameters=True)
 
     def sealed_token(self) -> str:
@@ -102,7 +102,7 @@ class Sample:
         return sealed_secrets.seal(SecretStr("xoxb-demo"))
 
     def remove(self) -> None:
-        """Drop everything that the demo created, if it did; the listener must have ended."""
+        """Drop everything that the demo has created; the listener must have ended."""
         if _MARK not in self._tables():
             return
         with self._engine.begin() as connection:

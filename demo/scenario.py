@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ScenarioError", "play", "watch"]
 
 _TIMEOUT: Final = 30.0  # seconds until an effect must have happened
-_PAUSE: Final = 1.5  # seconds between two steps, if a person reads along
+_PAUSE: Final = 1.5  # seconds between two steps, if a person is watching
 _QUIET: Final = 2.0  # seconds without an observation that end a section
 _CLOSED: Final = (
     Delivery("slack", "nora@example.com", ("Ticket Updated", "in progress → closed")),
@@ -93,14 +93,14 @@ def _refresh_by_hand(stack: Stack, narrator: Narrator) -> None:
 
 
 def _use_the_box(stack: Stack, narrator: Narrator) -> None:
-    """Run an example as the page does: over HTTP, with the token that stands in the page."""
+    """Run an example as the page does: over HTTP, with the token from the page."""
     example = next(each for each in stack.box.examples() if each.label == "Close a ticket")
     narrator.step(f"The SQL box, {stack.box.url}, runs an example: {example.label.lower()}", sql=example.sql)
-    narrator.look("/changes?table=tickets", "the same change, beside those of the story")
+    narrator.look("/changes?table=tickets", "the same change, next to those of the story")
     begun = Since(time.monotonic(), "the click")
     run = box_client.run(stack.box.url, example.sql)
     _await(_CLOSED, stack, narrator, since=begun)
-    narrator.note(box_client.told(stack.box.url, run))
+    narrator.note(box_client.described_run(stack.box.url, run))
 
 
 def _await(
@@ -134,7 +134,7 @@ def _tick_off(missing: list[Effect], observation: Observation) -> None:
         missing.remove(met)
     elif isinstance(observation, Message):
         raise ScenarioError(
-            f"a message came twice, or to the wrong person: {observation.to}: {observation.text}"
+            f"a message arrived twice, or for the wrong person: {observation.to}: {observation.text}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The demo's SQL box: a page on which a person runs SQL and sees what comes of it, up to the message."""
+"""The demo's SQL box: a page on which a person runs SQL and sees its effects, up to the message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILES: Final = {
 }
 _OPEN_TICKET: Final = "SELECT max(id) FROM tickets WHERE status <> 'closed'"
 _INSERT: Final = "INSERT INTO tickets (title, priority, assigned_to_id) VALUES ('Screen is dark', 'High', 2);"
-_EXAMPLES: Final = (  # TICKET: one that is there
+_EXAMPLES: Final = (  # TICKET: an existing one
     ("Insert a ticket", _INSERT),
     ("Close a ticket", "UPDATE tickets SET status = 'closed' WHERE id = TICKET;"),
     (
@@ -54,7 +54,7 @@ class Example(NamedTuple):
 
 
 class SqlBox(PageServer):
-    """The page, for this machine alone. It runs any SQL, so it takes no request from another page."""
+    """The page, for this machine only. It runs any SQL, so it refuses requests from other pages."""
 
     def __init__(
         self, statements: Statements, effects: Effects, engine: Engine, links: Mapping[str, str]
@@ -69,17 +69,17 @@ class SqlBox(PageServer):
 
     @property
     def hosts(self) -> frozenset[str]:
-        """What a Host header may say: another name would be one that a foreign page has made lead here."""
+        """The allowed Host headers: another name could be a foreign page's name that resolves to this machine."""
         return frozenset(f"{name}:{self.port}" for name in ("127.0.0.1", "localhost"))
 
     def examples(self) -> Sequence[Example]:
-        """Return the examples: they name a ticket that is there."""
+        """Return the examples, which name an existing ticket."""
         with self._engine.connect() as connection:
             ticket = connection.execute(sqlalchemy.text(_OPEN_TICKET)).scalar()
         return [Example(label, sql.replace("TICKET", str(ticket or 1))) for label, sql in _EXAMPLES]
 
     def run(self, sql: str) -> dict[str, Any]:
-        """Run it; return the number of the run, and what the database answered."""
+        """Run it; return the number of the run, and the database's answer."""
         run = self.effects.begin()
         return {"run": run, **asdict(self.statements.run(sql))}
 
@@ -109,7 +109,7 @@ class _Handler(PageHandler):
         given = self.headers.get("X-Token", "")
         site = self.headers.get("Sec-Fetch-Site", "same-origin")
         if not hmac.compare_digest(given.encode(), self.owner.token.encode()) or site != "same-origin":
-            self.answer(403, b"This is not from the demo's page. Load the page again.\n", "text/plain")
+            self.answer(403, b"This request is not from the demo's page. Reload the page.\n", "text/plain")
         elif urlsplit(self.path).path != "/run":
             self.answer(404, b"Not found\n", "text/plain")
         else:
@@ -119,7 +119,9 @@ class _Handler(PageHandler):
         """Return whether the name is the page's; if not, answer."""
         if self.headers.get("Host", "").lower() in self.owner.hosts:
             return True
-        self.answer(421, b"This name is not the demo's. Open the address that it prints.\n", "text/plain")
+        self.answer(
+            421, b"This is not the demo's address. Open the address that the demo prints.\n", "text/plain"
+        )
         return False
 
     def _send_file(self, name: str, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The whole system on this machine: what the demo starts, in which order, and how it stops."""
+"""The whole system on this machine: starting it in order, and stopping it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Addresses", "Stack", "started"]
 
-_NAME = "cdc_demo"  # CDC_NAME: another than that of a listener on the same servers
+_NAME = "cdc_demo"  # CDC_NAME: different from that of a listener on the same servers
 # The demo sets these itself; the user's own values are for the user's own system.
 _SETTINGS = ("CDC_", "CELERY_", "FLOWER_", "SLACK_", "TEAMS_", "TICKET_", "CACHE_URL", "DATABASE_URL")
 
@@ -84,10 +84,10 @@ class Stack:
 
 @contextmanager
 def started(say: Callable[[str], None], kind: DatabaseKind | None = None) -> Iterator[Stack]:
-    """Start everything, and stop it in the opposite order at the end; call `say` with what is starting.
+    """Start everything, and stop it in reverse order at the end; call `say` with the name of what is starting.
 
     It uses the servers that the environment names and starts the others: a database of `kind`, or PostgreSQL.
-    Call it in the main thread, as the programs end with the thread. Raises CDCError.
+    Call it in the main thread, because the programs end with the thread. Raises CDCError.
     """
     observations: queue.SimpleQueue[Observation] = queue.SimpleQueue()
     effects = Effects()

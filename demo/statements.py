@@ -1,4 +1,4 @@
-"""SQL that a person writes, run on the demo's database as a client of its own would run it."""
+"""Runs a person's SQL on the demo's database, as a separate client would."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Result", "Statements"]
 
 _MOST_ROWS: Final = 50
 _LONGEST: Final = 200  # characters of a value
-_SECONDS: Final = 10  # that a statement may take
+_SECONDS: Final = 10  # limit for a statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What the database answered."""
+    """The database's answer."""
 
     words: str
     is_error: bool = False
@@ -38,14 +38,14 @@ class Result:
 
 
 class Statements:
-    """Runs statements, each time in a session that ends with them: no transaction and no setting is left behind."""
+    """Runs statements, each time in a new session, so that no transaction and no setting is left over."""
 
     def __init__(self, url: URL) -> None:
         self._is_mysql = url.get_backend_name() == "mysql"
         self._engine = _engine(url, is_mysql=self._is_mysql)
 
     def run(self, sql: str) -> Result:
-        """Run one statement or several with ; between them. An error is a result, too."""
+        """Run one statement, or several separated by semicolons. An error is a result too."""
         began = time.monotonic()
         try:
             with closing(self._engine.raw_connection()) as connection:
@@ -62,10 +62,10 @@ class Statements:
         return Result(words=words, seconds=time.monotonic() - began, columns=columns, rows=rows)
 
     def _answers(self, cursor: Any, sql: str) -> tuple[list[str], list[list[str]], str]:
-        """Return the columns and rows of the last answer that has some, and all in words."""
+        """Return the columns and rows of the last answer that has any, and a summary of all answers."""
         cursor.execute(sql)
         columns, rows, number = _rows_of(cursor)
-        while self._is_mysql and cursor.nextset():  # PostgreSQL gives the answer to the last one alone
+        while self._is_mysql and cursor.nextset():  # PostgreSQL returns only the last answer
             following = _rows_of(cursor)
             columns, rows = following[:2] if following[0] else (columns, rows)
             number += following[2]
@@ -106,7 +106,7 @@ def _shown(value: Any) -> str:
 
 
 def _described(error: Exception) -> str:
-    """Return the database's own words."""
+    """Return the database's own message."""
     original = error.orig if isinstance(error, DBAPIError) else error
     words = original.args[-1] if original is not None and original.args else error
     return str(words).strip() or type(error).__name__

@@ -74,7 +74,7 @@ class Step:
 
 STEPS: Final = (
     Step(
-        "A colleague joins: she gets a welcome on Slack",
+        "A colleague joins and gets a welcome message on Slack",
         """\
 BEGIN;
 INSERT INTO users (name, email, manager_id) VALUES ('Nora', 'nora@example.com', 1);
@@ -112,7 +112,7 @@ VALUES ('Printer on fire', 'High', 2, 3);""",
             Delivery("slack", "nora@example.com", ("Ticket Updated", "Anna → Nora")),
             Delivery("teams", "Mona", ("Manager: Ticket Updated", "Anna → Nora")),
         ),
-        Look("/changes?table=tickets&row=1", "all that happened to ticket 1"),
+        Look("/changes?table=tickets&row=1", "everything that happened to ticket 1"),
     ),
     Step(
         "A role is renamed: the cache is refreshed at once",

@@ -121,7 +121,7 @@ class Stage:
     def stop_broker(self) -> None:
         """Stop the broker if it is ours."""
         if (broker := self.servers.own_broker) is None:
-            self.say("(The broker is yours, so it goes on.)")
+            self.say("(The broker is yours, so it keeps running.)")
         else:
             self.say(f"$ kill -TERM {broker.pid}  # the broker")
             broker.stop()

@@ -148,13 +148,13 @@ class PostgresServer(ServerProcess):
     def _is_ready(self) -> bool:
         try:
             psycopg2.connect(self.url, connect_timeout=5).close()
-            # It is our server, and not another that has taken the port; the eighth line is the state.
+            # It is our server, not another one that has taken the port; the eighth line is the state.
             return "ready" in (self.data_dir / "postmaster.pid").read_text().splitlines()[7]
         except (psycopg2.OperationalError, FileNotFoundError, IndexError):
             return False
 
     def kill(self) -> None:
-        # Its children would serve their sessions for a moment longer.
+        # Its children would continue to serve their sessions briefly.
         children = _children_of(self.pid) if self.running else []
         super().kill()
         for child in children:

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL for tests: those of the demo, or a MySQL that is there already."""
+"""MariaDB and MySQL for tests: those of the demo, or an existing MySQL."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = [
 ]
 
 WITHOUT_GTIDS = ("--gtid-mode=OFF", "--enforce-gtid-consistency=OFF")
-# What a listener's position is made of differs between these.
+# The parts of a listener's position differ between these.
 KINDS = ("mariadb", "mysql", "mysql without GTIDs")
 
 
 class MySQLServer(harness.mysql_servers.MySQLServer):
-    """MySQL with GTIDs; killed in the end, when its data go away with it.
+    """MySQL with GTIDs; killed at the end, when its data are deleted too.
 
-    Asked to end, it waits eight seconds more where it still sees a replica. A listener is one, and for a while
-    after it is gone: the server notices when it has something to send. `stop` asks all the same.
+    At shutdown it waits eight more seconds if it still sees a replica. A listener is one, even for a while
+    after it has ended: the server notices when it has something to send. `stop` shuts it down nevertheless.
     """
 
     def close(self) -> None:
@@ -42,15 +42,15 @@ class MySQLServer(harness.mysql_servers.MySQLServer):
 
 
 class GivenMySQLServer:
-    """The server of CDC_TEST_MYSQL_URL, for the tests that need one which runs.
+    """The server of CDC_TEST_MYSQL_URL, for tests that need a running one.
 
-    Those that stop one, or set it up in their own way, start a `MySQLServer` all the same.
+    Tests that stop or configure a server start a `MySQLServer` instead.
     """
 
     name: str  # mysql or mariadb
 
     def __init__(self, url: str) -> None:
-        """`url` is the administrator's: tests make databases and users, and set global variables for a moment."""
+        """`url` is the administrator's: tests create databases and users, and temporarily set global variables."""
         self._address = Address.parse(url)
         self.url = url
 
@@ -59,7 +59,7 @@ class GivenMySQLServer:
         return self._address.port
 
     def url_of(self, database: str, *, user: str | None = None) -> str:
-        """Return a database's URL; `user`, with its password behind a colon, in the administrator's stead."""
+        """Return a database's URL; `user` (`name:password`) replaces the administrator."""
         address, question, options = self.url.partition("?")
         scheme, _, rest = address.partition("://")
         login, _, place = rest.rpartition("@")
@@ -82,7 +82,7 @@ class GivenMySQLServer:
 
 
 def shared_mysql_server() -> GivenMySQLServer | MySQLServer:
-    """Return the one that tests share: CDC_TEST_MYSQL_URL's, or one that is to be started."""
+    """Return the server that tests share: that of CDC_TEST_MYSQL_URL, or one to start."""
     url = os.environ.get("CDC_TEST_MYSQL_URL")
     return GivenMySQLServer(url) if url else MySQLServer()
 

@@ -1,4 +1,4 @@
-"""Become a server that dies with the process that started it, optionally as another user.
+"""Become a server that ends with the process that started it, optionally as another user.
 
 Run it by path in a bare interpreter, which takes milliseconds:
 

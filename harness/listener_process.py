@@ -1,4 +1,4 @@
-"""The listener as users run it: a process of its own, told everything by its environment."""
+"""The listener as users run it: a separate process, configured by its environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LAUNCHER = _CHECKOUT / "harness" / "launch.py"
 
 
 def mortal(command: Sequence[str]) -> list[str]:
-    """Return a command that ends with us, however we end: a killed test leaves nothing running."""
+    """Return a command that ends with this process, even if it is killed, so a test leaves nothing running."""
     parent, as_who_we_are = str(os.getpid()), ["-1", "-1"]
     return [
         sys.executable,
@@ -49,9 +49,9 @@ class ListenerProcess:
         arguments: Sequence[str] = (),
         checkout: Path = _CHECKOUT,
     ) -> None:
-        """`park` is a point and how many times it is passed before it parks there; `arguments` are those of `run`.
+        """`park` is a point, and how many times it is passed before the listener parks; `arguments` are for `run`.
 
-        `checkout` has the code that runs: this one's, or another version's.
+        `checkout` has the code to run: this one, or another version.
         """
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1", "CDC_LOG_FORMAT": "json"}
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".listener.log")  # noqa: SIM115  # closed in `close`
@@ -89,7 +89,7 @@ class ListenerProcess:
         return [line for line in lines if line["event"] == event]
 
     def wait_for(self, event: str, *, timeout: float = 20) -> dict[str, Any]:
-        """Return the first line that it logs under this name; fails where it ends before."""
+        """Return the first line that it logs under this name; fail if it ends before."""
 
         def found() -> list[dict[str, Any]]:
             self.check_alive()
@@ -102,23 +102,23 @@ class ListenerProcess:
         return self.process.poll() is None
 
     def wait_parked(self, seconds: float) -> bool:
-        """Wait at most so long for it to park; returns whether it did. Fails where it ended by itself."""
+        """Wait up to `timeout` for it to park; return whether it did. Fail if it ended by itself."""
         readable, _, _ = select.select([self._parked], [], [], seconds)
         self.check_alive()
         return bool(readable)
 
     def check_alive(self) -> None:
-        """Fail where it ended by itself."""
+        """Fail if it ended by itself."""
         status = self.process.poll()
         if status is not None:
             raise AssertionError(f"the listener ended by itself with status {status}:\n{self.log[-3000:]}")
 
     def unpark(self) -> None:
-        """Let it go on from where it parked."""
+        """Let it continue from where it parked."""
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL: no time for a last word."""
+        """SIGKILL: it ends without a clean-up."""
         self.process.kill()
         self.process.wait()
 
@@ -133,7 +133,7 @@ class ListenerProcess:
             ) from None
 
     def close(self) -> None:
-        """Kill it if it is still there, and forget its log."""
+        """Kill it if it still runs, and delete its log."""
         if self.running:
             self.kill()
         self._log_ends()

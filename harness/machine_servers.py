@@ -1,7 +1,7 @@
-"""Servers of the machine's own packages, for tests: what users run, beside what the wheels carry.
+"""Servers from the machine's packages, for tests: those that users run, in addition to those from wheels.
 
 `scripts/install-test-servers` installs them on Debian and Ubuntu. Elsewhere they are looked for on the
-PATH, or where the variable points that the error names.
+PATH, or in the directory of the variable that the error names.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 _TASK_QUEUES = ("celery", "cdc_notifications", "cdc_cache", "cdc_bulk", "notifications", "cache", "bulk")
 _PARTITIONS = tuple(f"{name}_{number}" for name in ("cdc_keyed", "cdc_shop_keyed") for number in range(8))
-_BITS_OF_A_WAIT = 10  # there is a queue for each; no test waits for longer than a thousand seconds
+_BITS_OF_A_WAIT = 10  # one queue for each; no test waits longer than a thousand seconds
 _SYSTEM_DIRECTORIES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 
@@ -74,7 +74,7 @@ class RedisServer(ValkeyServer):
 
 
 class SentinelServer(ServerProcess):
-    """One Sentinel that watches a master on 127.0.0.1, and alone decides that it is gone."""
+    """One Sentinel that watches a master on 127.0.0.1, and decides alone that it is down."""
 
     name = "sentinel"
 
@@ -122,7 +122,7 @@ class SentinelServer(ServerProcess):
 
 
 class PrometheusServer(ServerProcess):
-    """The machine's own Prometheus: scrapes the targets every second, and knows the rules of a file."""
+    """The machine's own Prometheus: scrapes the targets every second, with the rules of a file."""
 
     name = "prometheus"
 
@@ -144,12 +144,12 @@ class PrometheusServer(ServerProcess):
         return {each["labels"]["alertname"] for each in found if each["state"] == "firing"}
 
     def query(self, expression: str) -> list[Any]:
-        """Return what an expression evaluates to now; raises HTTPError if it is none."""
+        """Return the current value of an expression. Raise HTTPError if it is not valid."""
         found: list[Any] = self.get(f"/api/v1/query?{urlencode({'query': expression})}")["result"]
         return found
 
     def get(self, path: str) -> Any:
-        """Return the data of an answer of its API."""
+        """Return the data of an API response."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:  # noqa: S310 - our own
             return json.load(answer)["data"]
 
@@ -177,7 +177,7 @@ class PrometheusServer(ServerProcess):
 
 
 class RabbitMQServer(ServerProcess):
-    """RabbitMQ as a node of its own: own name, own ports, own port mapper, nothing of `/etc/rabbitmq`."""
+    """RabbitMQ as a separate node: own name, own ports, own port mapper, nothing from `/etc/rabbitmq`."""
 
     name = "rabbitmq"
 
@@ -213,7 +213,7 @@ class RabbitMQServer(ServerProcess):
             "RABBITMQ_PID_FILE": str(self.home / "pid"),
             "RABBITMQ_NODENAME": f"cdc{self._distribution_port}@localhost",
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
-            # The script then becomes the server, instead of watching over it in between.
+            # The script then becomes the server instead of its parent.
             "RUNNING_UNDER_SYSTEMD": "1",
         }
 
@@ -228,7 +228,7 @@ class RabbitMQServer(ServerProcess):
             return False
 
     def forget_tasks(self) -> None:
-        """Purge what killed workers of earlier tests have not acknowledged, and their retries."""
+        """Purge the unacknowledged messages of killed workers of earlier tests, and their retries."""
         waits = [f"celery_delayed_{bit}" for bit in range(_BITS_OF_A_WAIT)]
         with amqp.Connection(host=f"127.0.0.1:{self.port}") as connection:
             for queue in (*waits, *_TASK_QUEUES, *_PARTITIONS):
@@ -238,7 +238,7 @@ class RabbitMQServer(ServerProcess):
                     channel.queue_purge(queue)
 
     def control(self, *arguments: str) -> str:
-        """Run `rabbitmqctl` on this node, and return what it says."""
+        """Run `rabbitmqctl` on this node, and return its output."""
         command = [str(find_program("rabbitmqctl", "CDC_TEST_RABBITMQCTL")), "--quiet", *arguments]
         environment = self._environment()
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
@@ -274,7 +274,7 @@ class _ErlangPortMapper(ServerProcess):
 
 
 def find_program(program: str, variable: str) -> Path:
-    """Return the path of a server's program: what `variable` says, or what the system's directories hold."""
+    """Return the path of a server's program: from `variable`, or from the system's directories."""
     search = os.pathsep.join([*_SYSTEM_DIRECTORIES, os.environ.get("PATH", "")])
     found = os.environ.get(variable) or shutil.which(program, path=search)
     if not found:
@@ -290,7 +290,7 @@ def _missing(server: str, variable: str) -> ServerError:
 
 
 def _wait_until_unused(channel: Any, queue: str) -> None:
-    """Return when nobody consumes it any more: then all that is in it can be purged."""
+    """Return when the queue has no consumers any more: then all its messages can be purged."""
     wait_until(
         lambda: channel.queue_declare(queue, passive=True).consumer_count == 0,
         what=f"the consumers of {queue} to be gone",

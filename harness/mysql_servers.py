@@ -25,7 +25,7 @@ _OR_NAME_ONE = "or give the URL of an empty database on a running server: DATABA
 
 
 class _BinlogServer(ServerProcess):
-    """What both servers have in common."""
+    """The common part of both servers."""
 
     clients: ClassVar[tuple[str, ...]]  # command-line clients, the best first
     templates: ClassVar[Path | None] = (
@@ -85,7 +85,7 @@ class _BinlogServer(ServerProcess):
             self._fill()
             (self.data_dir / "auto.cnf").unlink(missing_ok=True)  # MySQL's UUID: each server has its own
             copy = _copy(self.data_dir, self.home / "template")
-            with suppress(OSError):  # another process was earlier
+            with suppress(OSError):  # another process was faster
                 copy.rename(template)
 
     def _template(self) -> str:
@@ -123,7 +123,7 @@ class _BinlogServer(ServerProcess):
         ]
 
     def _account(self) -> list[str]:
-        """Return the option that they require to run as root."""
+        """Return the option that the server requires to run as root."""
         return ["--user=root"] if os.geteuid() == 0 else []
 
     def _is_ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""The ends of the logs of workers and listeners: a test that fails shows them."""
+"""The ends of the logs of workers and listeners: a failing test shows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ended: deque[tuple[str, str]] = deque(maxlen=_MOST_ENDED)
 
 
 def log_of(name: str, pid: int, read: Callable[[], str]) -> Callable[[], None]:
-    """Note a process with a log; call what this returns before its log is deleted."""
+    """Register a process with a log; call the returned function before its log is deleted."""
     log = _running[id(read)] = _Log(f"{name} {pid}", read)
 
     def ended() -> None:
@@ -35,7 +35,7 @@ def log_of(name: str, pid: int, read: Callable[[], str]) -> Callable[[], None]:
 
 
 def forget_ended() -> None:
-    """Forget the processes that ended before: another test begins."""
+    """Drop the processes that have ended: another test begins."""
     _ended.clear()
 
 

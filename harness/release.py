@@ -1,4 +1,4 @@
-"""A release: build wheel and source distribution, look into them, and try what is installed. See scripts/release.
+"""A release: build wheel and source distribution, check them, and try the installation. See scripts/release.
 
     python -m harness.release build DIRECTORY
     python -m harness.release check DIRECTORY
@@ -87,7 +87,7 @@ def _backend(kind: str, source: Path, directory: Path) -> Path:
 
 
 def _make_reproducible(sdist: Path) -> None:
-    """Write the archive again, in order, with the time of SOURCE_DATE_EPOCH and nobody's name."""
+    """Write the archive again, sorted, with the time of SOURCE_DATE_EPOCH and without an owner."""
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     with tarfile.open(sdist) as archive:
         files = [(each, archive.extractfile(each)) for each in archive.getmembers()]
@@ -107,11 +107,11 @@ def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
     return plain
 
 
-# --- Look into them -----------------------------------------------------------------------------------------
+# --- Check --------------------------------------------------------------------------------------------------
 
 
 def problems(directory: Path, *, checkout: Path = _CHECKOUT) -> list[str]:
-    """Return what is wrong with the two files in the directory."""
+    """Return the problems of the two files in the directory."""
     (wheel,), (sdist,) = directory.glob("*.whl"), directory.glob("*.tar.gz")
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
     with zipfile.ZipFile(wheel) as archive:
@@ -145,7 +145,7 @@ def _wrong_contents(names: Any) -> Iterator[str]:
 
 
 def _wrong_record(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Hold RECORD against the files, as pip does."""
+    """Compare RECORD with the files, as pip does."""
     (record,) = (name for name in files if name.endswith(".dist-info/RECORD"))
     told = dict(line.rsplit(",", 1)[0].rsplit(",", 1) for line in files[record].decode().splitlines())
     yield from (f"RECORD and the wheel differ in {name}" for name in told.keys() ^ files.keys())
@@ -156,7 +156,7 @@ def _wrong_record(files: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _wrong_metadata(files: Mapping[str, bytes], project: Mapping[str, Any]) -> Iterator[str]:
-    """Hold METADATA against the specification, and against pyproject.toml; a package index refuses what is wrong."""
+    """Compare METADATA with the specification and pyproject.toml; a package index refuses errors."""
     (name,) = (name for name in files if name.endswith(".dist-info/METADATA"))
     try:
         metadata = Metadata.from_email(files[name])
@@ -176,11 +176,11 @@ def _wrong_changelog(text: str, version: str) -> Iterator[str]:
         yield f"CHANGELOG.md has no heading: ## {version} (YYYY-MM-DD)"
 
 
-# --- Try what is installed ----------------------------------------------------------------------------------
+# --- Try the installation -----------------------------------------------------------------------------------
 
 
 def try_out(python: Path) -> None:
-    """Run the programs beside this interpreter: help, a file of routes, and `check` against real servers."""
+    """Run the programs installed with this interpreter: help, a file of routes, and `check` against real servers."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         postgres, valkey = stack.enter_context(PostgresServer()), stack.enter_context(ValkeyServer())

@@ -38,7 +38,7 @@ class ServerProcess(ABC):
 
     name: str
     stop_signal: signal.Signals = signal.SIGTERM
-    # The signal that the kernel sends to the server when we died without stopping it.
+    # The signal that the kernel sends to the server if we die without stopping it.
     orphan_signal: signal.Signals = signal.SIGKILL
     start_timeout: float = 60
     stop_timeout: float = 20
@@ -66,7 +66,7 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Return whether it serves clients now; called repeatedly while it starts."""
+        """Return whether it serves clients; called repeatedly while it starts."""
 
     def _prepare(self) -> None:
         """Create `data_dir`, which does not exist yet."""

@@ -1,4 +1,4 @@
-"""Wait for a condition, never for a time."""
+"""Wait for a condition, never for a fixed time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Deadline", "at_most", "wait_until"]
 
 T = TypeVar("T")
 
-_BUSY: Final = 8  # how many times as long everything takes on a machine with other work on it
+_BUSY: Final = 8  # slow-down on a machine with other work
 
 
 def at_most(seconds: float) -> float:
-    """Return the limit for what takes up to `seconds` on an idle machine; it is there only to end what hangs."""
+    """Return the limit for an action of up to `seconds` on an idle machine; it only ends an action that hangs."""
     return _BUSY * seconds
 
 
@@ -28,7 +28,7 @@ class Deadline:
         self._at = time.monotonic() + self._seconds
 
     def check(self, missing: str) -> None:
-        """Fail where it has passed, saying what is `missing`."""
+        """Fail if it has passed, and report what is `missing`."""
         if time.monotonic() > self._at:
             raise AssertionError(f"waited {self._seconds:g} s: {missing}")
 
@@ -36,7 +36,7 @@ class Deadline:
 def wait_until(
     condition: Callable[[], T], *, timeout: float = 10, what: str = "the condition", every: float = 0.02
 ) -> T:
-    """Return the first true value of `condition`; fail where it does not come, saying `what` is missing.
+    """Return the first true value of `condition`; if there is none in time, fail and report `what` is missing.
 
     `timeout` is the limit on an idle machine, in seconds.
     """

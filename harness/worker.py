@@ -23,7 +23,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def unacknowledged(client: redis.Redis, prefix: str = "") -> list[Any]:
-    """Return the unacknowledged messages of all workers, as they are in Redis."""
+    """Return the unacknowledged messages of all workers from Redis."""
     keys = client.scan_iter(match=f"{prefix}cdc:unacked:*")
     return [message for key in keys for message in client.hvals(key)]
 
@@ -31,7 +31,7 @@ def unacknowledged(client: redis.Redis, prefix: str = "") -> list[Any]:
 class Worker:
     """`celery -A cdc_tasks worker`, or another application's, in its own process group, with its log in a file."""
 
-    # How processes are started; the tests have a way that saves the imports.
+    # How processes are started; the tests have a faster way, without repeated imports.
     popen: ClassVar[Callable[..., subprocess.Popen[bytes]]] = subprocess.Popen
 
     def __init__(
@@ -44,12 +44,12 @@ class Worker:
         application: str = "cdc_tasks",
         checkout: Path = _CHECKOUT,
     ) -> None:
-        """`checkout` has the code that runs: this one's, or another version's."""
+        """`checkout` has the code to run: this one, or another version."""
         self._application = application
         self._checkout = checkout
         self._environment = {**os.environ, **environment, "CDC_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
         self._arguments = ["-c", str(concurrency), *arguments]
-        if not mingle:  # no other worker is there to be greeted, which would take a second
+        if not mingle:  # no other worker exists, and mingling would take a second
             self._arguments.append("--without-mingle")
         self._log_file = log_file
         if log_file is not None:
@@ -70,13 +70,13 @@ class Worker:
         try:
             wait_until(self._is_ready, timeout=40, what="the worker to be ready")
         except BaseException:
-            self.__exit__()  # or its open log would be a warning in a test that has nothing to do with it
+            self.__exit__()  # or its open log would cause a warning in an unrelated test
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
-            self.kill()  # the servers go too: a test that cares how it ends calls `stop`
+            self.kill()  # the servers end too: a test of the end calls `stop`
         self._log_ends()
         self._log.close()
 
@@ -91,7 +91,7 @@ class Worker:
         self.process.wait()
 
     def pause(self, *, on: bool = True) -> None:
-        """Let it hang, as on a machine without memory, or go on."""
+        """Let it hang, as on a machine without memory, or continue."""
         os.killpg(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
 
     @property

@@ -1,8 +1,8 @@
-"""The daemon that turns the database's log into Celery tasks.
+"""The daemon that turns the database log into Celery tasks.
 
-Public are the names below, for files of routes, and the command line: `python -m listener --help`.
+Public API: the names below, for files of routes, and the command line: `python -m listener --help`.
 
-Importing this package loads nothing: each name is loaded when it is first used.
+Importing this package loads nothing: each name is loaded on first use.
 """
 
 from __future__ import annotations

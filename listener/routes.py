@@ -1,4 +1,4 @@
-"""The page that you edit: which change fires which task.
+"""The routes, for you to edit: which change fires which task.
 
 Copy it into your own code and point CDC_ROUTES to it, or change it here. `python -m listener routes` prints the
 routes, `python -m listener check` compares them with the database.
@@ -16,11 +16,11 @@ MASTER_TABLES = ("roles", "departments", "priorities", "statuses")
 def setup_router(schema: str = "public") -> BinlogRouter:
     """Return the routes of the help desk.
 
-    The listener passes `schema` if there is such a parameter: `public` on PostgreSQL, on MySQL and MariaDB the
+    The listener passes `schema` to a parameter of that name: `public` on PostgreSQL, on MySQL and MariaDB the
     database that DATABASE_URL names.
     """
     router = BinlogRouter()
-    # One key for both: a ticket's messages go out in the order of its changes, also where the first task is retried.
+    # One key for both: a ticket's messages are sent in the order of its changes, even if the first task is retried.
     router.register(
         schema,
         "tickets",

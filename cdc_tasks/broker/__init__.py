@@ -1,1 +1,1 @@
-"""How a worker uses its broker: unacknowledged messages, liveness, wake-up, delays, clocks, queues."""
+"""A worker's use of its broker: unacknowledged messages, liveness, wake-up, delays, clocks, queues."""

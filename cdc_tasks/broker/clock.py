@@ -43,7 +43,7 @@ local function steady(key)
 end
 """
 
-# The same for waits of hours or days, which go on while nobody reads the clock, for example while all workers are down.
+# The same for waits of hours or days, which continue while no one reads the clock, e.g. while all workers are down.
 # A function for scripts: passed(KEYS[…], elapsed) returns the milliseconds since an arbitrary moment. `elapsed` is the
 # upper limit of the time since the last reading: the milliseconds since the caller's own last reading, by its monotonic
 # clock. So a step of Redis' clock counts for up to a second. A caller without an earlier reading passes -1: then Redis'
@@ -65,7 +65,7 @@ _TICK: Final = f"{STEADY} return steady(KEYS[1])"
 
 
 class Ticking(StartStopStep):
-    """Reads the clock every few seconds, so that it goes on while no task runs."""
+    """Reads the clock every few seconds, so that it continues while no task runs."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 

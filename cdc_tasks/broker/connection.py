@@ -1,8 +1,8 @@
-"""Connections of one app with our transports; those of other apps in the process keep kombu's.
+"""Connections of one app with our transports; other apps in the process keep kombu's transports.
 
 kombu finds a transport in one table for the whole process (`kombu.transport.TRANSPORT_ALIASES`). So our connections
-look at the class that kombu has found: if it is one that we replace, they use ours. That holds for each way to write an
-address, and for the alternatives of a broker with several.
+check the class that kombu has found, and use ours if it replaces that class. This works for each way to write an
+address, and for a broker with several addresses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OURS: Final = {
     "kombu.transport.redis:Transport": "cdc_tasks.broker.redis.transport:Transport",
 }
 
-# What our transports need, by the kind of broker; the app's own `broker_transport_options` win.
+# Options that our transports need, by kind of broker; the app's own `broker_transport_options` take precedence.
 TRANSPORT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "amqp": {
         "confirm_publish": True,  # off by default: the broker could drop a message unnoticed
@@ -36,8 +36,8 @@ TRANSPORT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
         "socket_timeout": 5,
         "socket_connect_timeout": 5,
         "health_check_interval": 5,
-        # The tasks of a worker come back if it has not renewed its lease for this many seconds, because it has died or
-        # hangs. A live worker renews it every ten seconds, however long its tasks run or wait.
+        # A worker's tasks are delivered again if it has not renewed its lease for this many seconds, because it has
+        # died or hangs. A living worker renews it every ten seconds, however long its tasks run or wait.
         "visibility_timeout": 60,
         "unacked_restore_interval": 5,
     },
@@ -57,22 +57,22 @@ class Connection(KombuConnection):
             }
 
     def get_transport_cls(self) -> Any:
-        """Return our transport's class instead of the one of kombu's that it replaces."""
+        """Return our transport's class instead of kombu's class that it replaces."""
         found: Any = super().get_transport_cls()
         ours = _OURS.get(f"{found.__module__}:{found.__qualname__}")
         return found if ours is None else symbol_by_name(ours)
 
     def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:  # noqa: N802  # kombu's
-        """Return a pool of such connections; kombu's has connections of a class of its own."""
+        """Return a pool of such connections; kombu's pool has connections of its own class."""
         return _Pool(self, limit, **options)
 
     def __eqhash__(self) -> Any:
-        """Tell this connection from one of kombu's to the same broker: kombu's pools are shared by all apps."""
+        """Distinguish this connection from kombu's to the same broker, because all apps share kombu's pools."""
         found: Any = super().__eqhash__()
         return type(found)(*found, "cdc_tasks")
 
 
-# kombu before 5.5 has no class of its own for them.
+# kombu before 5.5 has no separate class for them.
 _KombuPooled: Any = getattr(kombu_connection, "PooledConnection", KombuConnection)
 
 

@@ -1,4 +1,4 @@
-"""Messages with a delay: how they are sent on RabbitMQ, and how long they wait, whatever the machines' clocks say.
+"""Messages with a delay: sending them on RabbitMQ, and waiting for the right time even if machines' clocks differ.
 
 On RabbitMQ a delayed message waits in Celery's queues (`celery_delayed_…`): one for each bit of the delay in whole
 seconds, and each forwards to the next. A worker makes these queues when it starts. Celery refuses delays of less than a
@@ -6,7 +6,7 @@ second; we round them up. A message whose delay is over goes to a topic exchange
 it. We also bind the queues: the tasks' exchange may be an existing direct exchange, which cannot match a routing key
 that begins with a delay.
 
-By default every message is published as mandatory, so the sender learns of a message for which RabbitMQ has no queue.
+By default every message is published as mandatory, so the sender gets an error if RabbitMQ has no queue for it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ log = structlog.get_logger()
 
 
 class DelayingApp:
-    """A mixin, before Celery's app in a class's bases.
+    """A mixin, before Celery's app among a class's bases.
 
-    Everything that sends a task calls `send_task`: tasks, signatures, retries, beat.
+    All code that sends a task calls `send_task`: tasks, signatures, retries, beat.
     """
 
     def send_task(
@@ -87,7 +87,7 @@ class DelayingApp:
             return send()
 
     def _in_partition(self: Any, key: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return where a task with a key goes on RabbitMQ. If it is a retry, let the key belong to it."""
+        """Return the partition of a task with a key on RabbitMQ. If the task is a retry, make it own the key."""
         partitions = partitions_of(self)
         if not partitions:
             return {}
@@ -106,7 +106,7 @@ def _has_quorum_queues(app: Any) -> bool:
 
 
 def _make_delay_queues(app: Any) -> None:
-    """Make the queues that a worker makes when it starts; existing ones stay as they are."""
+    """Create the queues that a worker creates when it starts; existing ones are not changed."""
     from kombu.transport import native_delayed_delivery
 
     with app.connection_for_write() as connection:
@@ -114,13 +114,13 @@ def _make_delay_queues(app: Any) -> None:
         native_delayed_delivery.declare_native_delayed_delivery_exchanges_and_queues(connection, kind)
         for queue in app.amqp.queues.values():
             if not isinstance(queue, Broadcast):
-                with suppress(NotFound):  # the queue does not exist yet; the worker that makes it binds it
+                with suppress(NotFound):  # the queue does not exist yet; the worker that creates it binds it
                     native_delayed_delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
                     _bind_to_delayed_delivery(connection, queue)
 
 
 def bind_to_delays(app: Any, connection: Any, queue: Any) -> None:
-    """Bind a queue to the exchange to which messages go when their delay is over, if RabbitMQ keeps this app's."""
+    """Bind a queue to the exchange for messages whose delay is over, if RabbitMQ keeps this app's messages."""
     if _has_quorum_queues(app):
         with suppress(NotFound):  # there are no queues for delays: Celery has logged that
             _bind_to_delayed_delivery(connection, queue)
@@ -135,7 +135,7 @@ def _bind_to_delayed_delivery(connection: Any, queue: Any) -> None:
 
 
 class BindToDelayedDelivery(StartStopStep):
-    """Binds a worker's queues to the exchange to which messages go when their delay is over."""
+    """Binds a worker's queues to the exchange for messages whose delay is over."""
 
     requires = (
         "celery.worker.consumer.delayed_delivery:DelayedDelivery"
@@ -168,16 +168,16 @@ def _whole_seconds(
     return ceil(countdown), None
 
 
-# --- How long a message waits, by the sender's and by this clock ----------------------------------------
+# --- How long a message waits, by the sender's clock and by this one ------------------------------------
 
-# Celery's `eta` is a time of the sender's clock. A worker whose clock is behind would wait longer, by the difference of
+# Celery's `eta` is a time of the sender's clock. A worker whose clock is slow would wait longer, by the difference of
 # the clocks. So the sender also sets a header with the number of seconds, and a worker waits no longer than that.
 _COUNTDOWN: Final = "cdc_countdown"  # a message header: seconds
 _MAX_COUNTDOWN: Final = 1e8  # seconds: three years
 
 
 def with_countdown(headers: dict[str, Any] | None, countdown: float | None) -> dict[str, Any]:
-    """Return headers with this countdown; it replaces one of an earlier try."""
+    """Return headers with this countdown, which replaces that of an earlier attempt."""
     kept = {name: value for name, value in (headers or {}).items() if name != _COUNTDOWN}
     return kept if countdown is None else {**kept, _COUNTDOWN: float(countdown)}
 

@@ -1,9 +1,8 @@
-"""Headers that tell one delivery of a task from another.
+"""Headers that distinguish one delivery of a task from another.
 
-Some a broker or our Redis transport adds when it delivers a message; they are no part of the message.
-A copy of the message, such as a retry, must not have them. RabbitMQ before version 4.0.1 takes a retry with such
-headers for a message in a routing loop. The retry then stays in one of the queues for delays, and no worker ever gets
-it.
+The broker or our Redis transport adds some of them when it delivers a message; they are not part of the message.
+A copy of the message, such as a retry, must not have them. RabbitMQ before version 4.0.1 treats a retry with such
+headers as a message in a routing loop. The retry then stays in one of the delay queues, and no worker ever gets it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["REPLAYED_HEADER", "REPLAY_HEADER", "came_from", "without_marks", "without_wait"]
 
-REPLAY_HEADER: Final = "cdc_replay"  # of a task that a replay of the listener has fired: the replay's id
-REPLAYED_HEADER: Final = "cdc_replayed_at"  # of a dead letter's task that was sent again: when
+REPLAY_HEADER: Final = "cdc_replay"  # of a task that a listener's replay has fired: the replay's id
+REPLAYED_HEADER: Final = "cdc_replayed_at"  # of a dead letter's task that was replayed: when
 
 _MARKS: Final = frozenset(
     {"redelivered", "x-acquired-count", "x-death", "x-delivery-count"}

@@ -1,4 +1,4 @@
-"""What a person asks of message groups, and what the worker tells the transport, on any broker."""
+"""Message groups on any broker: queries for people, and the worker's calls to the transport."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["GroupsUnknownError", "groups_of", "groups_on", "hold_key", "note_ret
 
 
 class GroupsUnknownError(CDCError):
-    """The broker did not say which keys are held up."""
+    """The keys that are held up could not be read from the broker."""
 
 
 def hold_key(message: Any) -> None:
-    """Let a message that is acknowledged next keep its key, if it asks for that: its task has given up."""
+    """Make a message keep its key when it is acknowledged, if its headers ask for it: its task has given up."""
     headers = message.headers
     if isinstance(headers, dict) and headers.get(HOLD_HEADER) is True:
         _tell(message, "hold_key")
 
 
 def note_retry(message: Any, *, is_sent: bool = True) -> None:
-    """Let a message that is acknowledged next leave its key to its retry; `is_sent` False: there is none after all."""
+    """Make a message pass its key to its retry when it is acknowledged; `is_sent` False: no retry was sent."""
     _tell(message, "note_retry", is_sent)
 
 
@@ -46,7 +46,7 @@ def _tell(message: Any, what: str, *more: Any) -> None:
 
 @contextmanager
 def groups_of(app: Celery) -> Iterator[MessageGroups | PartitionedGroups]:
-    """Open the message groups of the app's broker; raises GroupsUnknownError, also for errors within the block."""
+    """Open the message groups of the app's broker. Raises GroupsUnknownError, also for errors within the block."""
     with app.connection_for_write() as connection:
         kind = _kind_of(connection)
         errors = _errors_of(connection)
@@ -71,9 +71,9 @@ def groups_of(app: Celery) -> Iterator[MessageGroups | PartitionedGroups]:
 
 
 def groups_on(connection: Any) -> MessageGroups | PartitionedGroups:
-    """Return the message groups of the broker that this connection leads to, which the caller keeps.
+    """Return the message groups of this connection's broker; the caller keeps the connection open.
 
-    Raises GroupsUnknownError; what is asked of them raises the errors of Redis and kombu.
+    Raises GroupsUnknownError. Methods of the result raise the errors of Redis and kombu.
     """
     if _kind_of(connection) == "amqp":
         return PartitionedGroups(connection)

@@ -1,6 +1,6 @@
-"""Other workers that harm ours: they take from our queues, or have taken our messages with kombu's transport.
+"""Other workers that harm ours: they consume from our queues, or have taken our messages with kombu's transport.
 
-`python -m listener check` looks for them, and so does each worker when it starts.
+`python -m listener check` and each worker that starts look for them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 log = structlog.get_logger()
 
 _OUR_TASK: Final = "cdc_tasks.deliver"  # each of our workers has it
-_MAX_SCANNED: Final = 10_000  # messages: enough to know that there are some
+_MAX_SCANNED: Final = 10_000  # messages: enough to find some
 
 
 class OtherWorker(NamedTuple):
@@ -65,7 +65,7 @@ def foreign_workers(
     ours: Collection[str],
     needed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Iterator[OtherWorker]:
-    """Yield the workers that take from our queues without having the tasks for them: they drop these messages.
+    """Yield the workers that consume from our queues without the tasks for them, and so drop these messages.
 
     `registered` and `active` are the answers of `celery inspect registered` and `active_queues`. `needed`: the known
     tasks that are sent to each queue. A worker of another application that has all of them is not reported.
@@ -93,11 +93,11 @@ def _can_do(tasks: Sequence[str], needed: Collection[str]) -> bool:
 
 
 def _names(tasks: Sequence[str]) -> set[str]:
-    return {task.partition(" ")[0] for task in tasks}  # after the name are the options that were asked for
+    return {task.partition(" ")[0] for task in tasks}  # after the name come the requested options
 
 
 def unacked_by_kombu(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> OtherWorker | None:
-    """Return a finding about our messages that kombu's own transport has taken; None if there are none.
+    """Return a finding if kombu's own transport has taken our messages; None if it has not.
 
     Raise RedisError if Redis fails.
     """
@@ -123,7 +123,7 @@ return 1
 
 
 def give_back(client: redis.Redis, ours: Collection[str], *, prefix: str = "") -> int:
-    """Put our messages that kombu's own transport has taken back into their queues, and return how many.
+    """Return our messages that kombu's own transport has taken to their queues, and return how many.
 
     Raise RedisError if Redis fails.
     """
@@ -160,7 +160,7 @@ def _ours_in_unacked(client: redis.Redis, ours: Collection[str], prefix: str) ->
 
 
 def _read(entry: bytes) -> tuple[str, str]:
-    """Return the queue of an entry of kombu's, and the message as it was there; no queue if it cannot be read."""
+    """Return the queue of kombu's entry, and the original message; no queue if it cannot be read."""
     try:
         message, _exchange, routing_key = json.loads(entry)
         message["headers"]["redelivered"] = True
@@ -170,13 +170,13 @@ def _read(entry: bytes) -> tuple[str, str]:
         return "", ""
 
 
-# --- What a worker asks at its start --------------------------------------------------------------------
+# --- Checks at a worker's start-up ----------------------------------------------------------------------
 
 _ANSWER_WITHIN: Final = 1.0  # seconds
 
 
 class _Once(StartStopStep):
-    """Looks once; `--without-mingle` turns it off, as it does for Celery's own questions."""
+    """Checks once; `--without-mingle` turns it off, like Celery's own questions."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -186,7 +186,7 @@ class _Once(StartStopStep):
         self._has_looked = False
 
     def start(self, consumer: Any) -> None:
-        """Ask in a thread while the worker starts to work: the answers take a second."""
+        """Query in a thread while the worker starts to work, because the answers take a second."""
         if not self._has_looked:
             self._has_looked = True
             Thread(target=self._look, args=[consumer.app], name="ask-other-workers", daemon=True).start()
@@ -196,14 +196,14 @@ class _Once(StartStopStep):
 
 
 class AskOtherWorkers(_Once):
-    """Asks the other workers of cdc-tasks' own app, and looks at what kombu's own transport holds."""
+    """Queries the other workers of cdc-tasks' own app, and checks the messages that kombu's own transport has taken."""
 
     def _look(self, app: Any) -> None:
         _look(app, [_ask_workers, _look_at_unacked])
 
 
 class LookAtUnacked(_Once):
-    """Looks at what kombu's own transport holds: in an app with `cdc_tasks.install`, that of its workers before."""
+    """Checks the messages that kombu's own transport has taken, e.g. in workers before `cdc_tasks.install`."""
 
     def _look(self, app: Any) -> None:
         if is_foreign(app):

@@ -1,4 +1,4 @@
-"""The names of our queues, their earlier names, and how Celery's default queue is made on RabbitMQ.
+"""The names of our queues, their earlier names, and the creation of Celery's default queue on RabbitMQ.
 
 A name has no dot. A RabbitMQ topic consists of words between dots, and delayed delivery binds each queue to
 `#.<its name>`. So a message for `cdc.cache` would also go to a queue `cache`, which may belong to another application.
@@ -57,7 +57,7 @@ def queue_name(kind: str) -> str:
 
 
 class Queues(amqp.Queues):
-    """Celery's queues; one of ours is also found by its old name, unless another queue has that name."""
+    """Celery's queues; ours are also found by their old names, unless another queue has that name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +70,7 @@ class Queues(amqp.Queues):
             return queue
         if name not in self.asked_by_old_name:
             self.asked_by_old_name[name] = new
-            if structlog.is_configured():  # a command's output must hold only its answer
+            if structlog.is_configured():  # a command's output must contain only its answer
                 warn_of_old_name(name, new)
         return self[new]
 
@@ -83,9 +83,9 @@ class Queues(amqp.Queues):
         super().deselect(list(self._current_names(exclude)))
 
     def do_without(self, refused: Mapping[str, str]) -> None:
-        """Do not consume these queues for tasks with a key, by name with what RabbitMQ said; messages still go there.
+        """Do not consume these queues for tasks with a key; `refused` has their names with RabbitMQ's errors.
 
-        A retry of a task with a key goes to its partition, which is another worker's then.
+        Messages still go there: a retry of a task with a key goes to its partition, which another worker consumes.
         """
         if not refused:
             return
@@ -98,7 +98,7 @@ class Queues(amqp.Queues):
                 yield from partitions_in(self)
             new = self.current_name(name)
             if new != name:
-                self.asked_by_old_name[name] = new  # logged when the worker has its log
+                self.asked_by_old_name[name] = new  # logged later, when the worker's log is set up
             yield new
 
     def forget(self, name: str) -> None:
@@ -115,12 +115,12 @@ class Queues(amqp.Queues):
 
 
 def warn_of_old_name(name: str, new: str) -> None:
-    """Log that a queue was asked for by its old name."""
+    """Log that a queue was requested by its old name."""
     log.warning("queue_has_a_new_name", queue=name, now=new, hint=f"Write {new} instead of {name}.")
 
 
 class AMQP(amqp.AMQP):
-    """Celery's AMQP, with our connections, and with queues that are found by their old names."""
+    """Celery's AMQP with our connections, and with queues that are also found by their old names."""
 
     Connection = Connection
     queues_cls = Queues
@@ -128,11 +128,11 @@ class AMQP(amqp.AMQP):
 
     @cached_property
     def default_queue(self) -> Any:
-        """Return the queue of tasks that no setting routes; None in a worker that has forgotten it."""
+        """Return the queue of tasks that no setting routes; None in a worker that has removed it."""
         return self.queues.get(self.app.conf.task_default_queue)
 
     def TaskConsumer(self, channel: Any, queues: Any = None, accept: Any = None, **options: Any) -> Any:  # noqa: N802  # Celery's name
-        """Return a consumer of the worker's queues, but not of partitions: these have channels of their own."""
+        """Return a consumer of the worker's queues without partitions, which have their own channels."""
         accept = self.app.conf.accept_content if accept is None else accept
         if not queues:
             self._make_keyed_queues(channel)
@@ -141,7 +141,7 @@ class AMQP(amqp.AMQP):
         return self.Consumer(channel, accept=accept, queues=taken, **options)
 
     def _make_keyed_queues(self, channel: Any) -> None:
-        """Make the worker's queues for tasks with a key, which it does without if RabbitMQ refuses them."""
+        """Create the worker's queues for tasks with a key; leave out those that RabbitMQ refuses."""
         keyed = [each for each in self.queues.consume_from.values() if is_keyed(each)]
         if not keyed or self.app.connection_for_read().transport.driver_type != "amqp":
             return
@@ -154,7 +154,7 @@ class AMQP(amqp.AMQP):
 class DefaultQueue(Queue):
     """Celery's default queue on RabbitMQ, which other applications' workers may use too.
 
-    If it is missing, it is made with Celery's arguments: with other arguments no other application's worker would
+    If it is missing, it is created with Celery's arguments: with other arguments, other applications' workers would not
     start. It is also bound to our topic exchange, so that delayed delivery works for it.
     """
 
@@ -167,7 +167,7 @@ class DefaultQueue(Queue):
 
 
 def runs_tasks_of_default_queue(app: Celery) -> bool:
-    """Return whether this app has tasks that go to Celery's default queue; True also if that queue is ours."""
+    """Return whether this app has tasks that go to Celery's default queue, or if that queue is ours."""
     default = app.conf.task_default_queue
     if default.startswith(queue_name("")):
         return True
@@ -184,8 +184,8 @@ def queue_of(app: Celery, task: str) -> str | None:
 def queue_of_key(app: Celery, key: Any, *, exchange: str | None = None) -> str | None:
     """Return the queue that a message came from, by its routing key and exchange; None if that is unknown.
 
-    Without an exchange the routing key is the queue's name. Else several queues may be bound with that key: then the
-    exchange has to do, and None is returned.
+    Without an exchange the routing key is the queue's name. With an exchange, several queues may be bound with that
+    key: then None is returned, and the exchange has to be used instead.
     """
     if not isinstance(key, str):
         return None
@@ -203,6 +203,6 @@ def queue_of_key(app: Celery, key: Any, *, exchange: str | None = None) -> str |
 
 
 def own_queues(app: Celery, needed: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
-    """Return the queues of the settings; Celery's default queue, which others may use too, only if it is `needed`."""
+    """Return the queues of the settings; Celery's default queue, which others may use too, only if `needed` has it."""
     default = app.conf.task_default_queue
     return [name for name in app.amqp.queues if name != default or name in needed]

@@ -14,7 +14,7 @@ __all__ = ["choose", "chosen"]
 
 
 def choose(reference: str) -> None:
-    """Take the app that `-A` names; raises AppNotFoundError, also if cdc-tasks is not installed in it."""
+    """Use the app that `-A` names. Raises AppNotFoundError, also if cdc-tasks is not installed in the app."""
     app = find_app(reference)
     if parts_of(app) is None:
         raise AppNotFoundError(

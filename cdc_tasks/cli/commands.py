@@ -26,7 +26,7 @@ __all__ = ["cli", "main"]
 cli = typer.Typer(
     name="python -m cdc_tasks",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # a pretty traceback shows variables, and so secrets
+    pretty_exceptions_enable=False,  # a pretty traceback would show variables, and so secrets
     help=__doc__,
 )
 cli.add_typer(dead_letter_commands.cli, name="dead-letters")
@@ -44,7 +44,7 @@ def start(
             metavar="MODULE[:APP]",
             envvar="CDC_APP",
             help="Your own Celery app with cdc_tasks.install, as for `celery -A`; without it, cdc-tasks' own. "
-            "It may stand behind the command, too.",
+            "It may also follow the command.",
         ),
     ] = None,
     _version: Version = False,
@@ -176,7 +176,7 @@ def health(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=1)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Send a task to a worker through the broker, and wait for its answer. Exit status 1 if none comes."""
+    """Send a task to a worker through the broker, and wait for its answer. Exit status 1 without an answer."""
     from cdc_tasks.worker import health
 
     _load_tasks()
@@ -199,7 +199,7 @@ def health(
 def list_waiting(
     *, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False
 ) -> None:
-    """Count the messages that wait in Redis to be due, by queue. `celery inspect scheduled` has those due soon."""
+    """Count the messages in Redis that are not due yet, by queue. `celery inspect scheduled` has those due soon."""
     from cdc_tasks.worker import waiting_counts
 
     chosen_app.chosen()
@@ -226,16 +226,16 @@ def refresh_cache(
     chosen = list(tables or master_cache.TABLE_TO_CACHE_KEYS)
     with recorded("refresh_cache", chosen, "refreshed") as doing:
         for table in chosen:
-            told = master_cache.refresh(table)
-            doing.did(told)
-            _say(told)
+            result = master_cache.refresh(table)
+            doing.did(result)
+            _say(result)
 
 
 @cli.command("give-back-unacked")
 def give_back_unacked() -> None:
     """Requeue the unacknowledged messages of dead workers of version 0.1, or with kombu's own transport (Redis).
 
-    Stop such workers first, with SIGTERM: the tasks of one that still runs would run a second time.
+    Stop such workers first, with SIGTERM: otherwise their running tasks would run a second time.
     """
     import redis
 
@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def _load_tasks() -> None:
-    """Import what a worker imports, also the services and cache keys of CDC_TASK_MODULES."""
+    """Import what a worker imports, including the services and cache keys of CDC_TASK_MODULES."""
     from cdc_tasks.user_code import import_task_modules
 
     app = chosen_app.chosen()

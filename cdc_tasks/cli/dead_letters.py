@@ -72,7 +72,7 @@ def list_letters(
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:
-    """Return the letter as JSON has it, with what may be shown of its context."""
+    """Return the letter for JSON, with the part of its context that may be shown."""
     return {**asdict(letter), "context": shown_context(letter.context)}
 
 
@@ -93,29 +93,29 @@ def replay(
 
     with recorded("letter_replay", _named(ids, task, since, until), "sent again") as doing:
         for letter in _chosen(ids, task, since, until, everything=everything):
-            was_sent, told = replay_letter(chosen(), letter)
-            doing.did(told, went_well=was_sent)
-            typer.echo(f"{letter.id}: {told}", err=not was_sent)
+            was_sent, result = replay_letter(chosen(), letter)
+            doing.did(result, went_well=was_sent)
+            typer.echo(f"{letter.id}: {result}", err=not was_sent)
 
 
 @cli.command()
 def drop(
     ids: Ids = None, *, task: OfTask = None, since: Since = None, until: Until = None, everything: All = False
 ) -> None:
-    """Delete dead letters. A message group that waits for one of them goes on."""
+    """Delete dead letters. A message group that waits for one of them continues."""
     from cdc_tasks.cli.letters import drop_letter
 
     with recorded("letter_drop", _named(ids, task, since, until), "dropped") as doing:
         for letter in _chosen(ids, task, since, until, everything=everything):
-            told = drop_letter(chosen(), letter)
-            doing.did(told)
-            typer.echo(f"{letter.id}: {told}")
+            result = drop_letter(chosen(), letter)
+            doing.did(result)
+            typer.echo(f"{letter.id}: {result}")
 
 
 def _named(
     ids: Sequence[str] | None, task: str | None, since: datetime | None, until: datetime | None
 ) -> list[str]:
-    """Return what the record says that a command is about."""
+    """Return the command's targets, for the record."""
     if ids:
         return list(ids)
     given = {"--task": task, "--since": since, "--until": until}

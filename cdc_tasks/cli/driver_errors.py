@@ -1,4 +1,4 @@
-"""Errors of drivers that end a command, with what to do: at a shell nothing retries."""
+"""Hints for driver errors that end a command: in a shell nothing retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AWAY: Final = "Start it, or correct {}."
 
 
 def explain(error: Exception) -> CDCError | None:
-    """Return the error with the variable that names the server; None if it is no driver's."""
+    """Return the error with the variable that names the server; None if it is not a driver's error."""
     text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
     if _is(error, "kombu.exceptions", "OperationalError"):
         return CDCError(
@@ -35,6 +35,6 @@ def explain(error: Exception) -> CDCError | None:
 
 
 def _is(error: Exception, module: str, name: str) -> bool:
-    """Return whether it is an error of a library, which may not be installed."""
+    """Return whether the error is this class of a library that may not be installed."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(error, getattr(loaded, name))

@@ -1,4 +1,4 @@
-"""Keys that are held up: list, show or skip what they wait for."""
+"""Keys that are held up: list them, show or skip the task that they wait for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["UnknownKeyError", "cli"]
 
 cli = typer.Typer(help=__doc__, no_args_is_help=True)
 
-_MOST_SHOWN = 100  # messages that wait
+_MOST_SHOWN = 100  # waiting messages
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="A key as `keys list` shows it.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -33,7 +33,7 @@ class UnknownKeyError(CDCError):
 
 @cli.command("list")
 def list_keys(*, as_json: AsJSON = False) -> None:
-    """List the keys for which messages wait, or that a failed task holds; the longest held up first.
+    """List the keys that have waiting messages or that a failed task holds, the longest held up first.
 
     A key may be personal data.
     """
@@ -58,7 +58,7 @@ def list_keys(*, as_json: AsJSON = False) -> None:
 
 @cli.command()
 def show(key: Key, *, as_json: AsJSON = False) -> None:
-    """Show by which task a key is held up, since when, and the first tasks that wait."""
+    """Show which task holds a key up, since when, and the first waiting tasks."""
     from cdc_tasks.broker.message_groups import groups_of
     from cdc_tasks.celery import app
 
@@ -80,19 +80,18 @@ def skip(
     *,
     force: Annotated[bool, typer.Option("--force", help="Also while a worker has the task.")] = False,
 ) -> None:
-    """Let a key go on without the task that holds it up.
+    """Let a key continue without the task that holds it up.
 
-    The task is not deleted. A failed one stays a dead letter. One that is retried later waits for its turn behind the
-    others.
+    The task is not deleted. A failed one stays a dead letter. One that is retried later runs after the others.
     """
     with recorded("key_skip", [key], "skipped") as doing:
-        told = _skip(key, force=force)
-        doing.did(told)
-    typer.echo(f"{key}: {told}")
+        result = _skip(key, force=force)
+        doing.did(result)
+    typer.echo(f"{key}: {result}")
 
 
 def _skip(key: str, *, force: bool) -> str:
-    """Let the key go on; return what happened."""
+    """Let the key continue; return what happened."""
     from cdc_tasks.broker.message_groups import groups_of
     from cdc_tasks.celery import app
 

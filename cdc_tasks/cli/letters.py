@@ -1,4 +1,4 @@
-"""What a person does with a dead letter, by a command or in the console."""
+"""Replaying and dropping dead letters, for the commands and the console."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def replay_letter(app: Celery, letter: DeadLetter) -> tuple[bool, str]:
     if letter.raw is not None:
         return False, "not sent, as it is not a task message: show it, and drop it"
     _send(app, letter)
-    # After sending: a crash in between sends it twice with one id, and loses nothing.
+    # After sending: a crash in between sends it twice with the same id, but loses nothing.
     dead_letters.forget(letter)
     return True, f"sent to {letter.task}"
 
 
 def drop_letter(app: Celery, letter: DeadLetter) -> str:
-    """Delete it, and let a message group go on that waits for it; return what happened."""
+    """Delete it, and let a message group that waits for it continue; return what happened."""
     if not dead_letters.forget(letter):
         return "kept, as it has failed again"
     if letter.group.get(HOLD_HEADER):

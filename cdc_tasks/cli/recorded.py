@@ -1,4 +1,4 @@
-"""Writing what a command did into the record that `python -m listener commands` and the console show."""
+"""Writes what a command did into the record that `python -m listener commands` and the console show."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["Doing", "recorded"]
 
 
 class Doing:
-    """What a command does, one thing after the other."""
+    """The results of a command, one target after the other."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[bool, str]] = []
 
-    def did(self, told: str, *, went_well: bool = True) -> None:
-        """Note what became of one thing."""
-        self.outcomes.append((went_well, told))
+    def did(self, result: str, *, went_well: bool = True) -> None:
+        """Add the result for one target."""
+        self.outcomes.append((went_well, result))
 
 
 @contextmanager
 def recorded(verb: str, names: Sequence[str], done: str) -> Iterator[Doing]:
-    """Record who did what to which things, and what came of it; `done` names that for many: `sent again`.
+    """Record who ran a command, its targets and the result; `done` is the result for many targets: `sent again`.
 
-    An error is recorded too. Whether the record can be written changes nothing for the command.
+    An error is recorded too. The command succeeds even if the record cannot be written.
     """
     doing, command = Doing(), Command(verb=verb, arguments=about(names))
     try:
@@ -60,7 +60,7 @@ def _write(outcome: Outcome) -> None:
 
 @contextmanager
 def _store() -> Iterator[tuple[Any, str]]:
-    """Open the Redis that has the checkpoint: the broker if it is Redis, else that of CACHE_URL; and its prefix."""
+    """Open the Redis that has the checkpoint (the broker if it is Redis, else CACHE_URL); yield it and its prefix."""
     import redis
 
     from cdc_tasks import cache

@@ -1,4 +1,4 @@
-"""Settings of Celery and Flower, each with its reason, and the module from which they are read."""
+"""Settings of Celery and Flower, each with its reason, and the module that has them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _CONVENTIONAL: Final = "celeryconfig"  # the module name in Celery's manual; any
 def settings_module() -> str:
     """Return the name of the module with Celery's settings.
 
-    CDC_CELERY_CONFIG_MODULE or CELERY_CONFIG_MODULE names it. The default is a `celeryconfig.py` that starts from our
-    settings, such as the one in a checkout. Any other `celeryconfig.py` may be another application's and is not used.
+    CDC_CELERY_CONFIG_MODULE or CELERY_CONFIG_MODULE names it. The default is a `celeryconfig.py` that imports our
+    settings, such as the one in the repository. Any other `celeryconfig.py` may be another application's and is not
+    used.
     """
     if chosen := value_of("CELERY_CONFIG_MODULE"):
         return chosen

@@ -1,4 +1,4 @@
-"""Flower's settings, each with its reason; they apply in any directory.
+"""Flower's settings, each with its reason. They apply in any directory.
 
 The command line, FLOWER_… variables and a `flowerconfig.py` override them. Flower has no hook for defaults. It reads
 its options and then imports the app's modules. Celery sends a signal at that moment, and `prepare` runs.
@@ -27,20 +27,20 @@ _LOOPBACK: Final = "127.0.0.1"
 # Flower keeps each task in memory; its default of 100,000 tasks needs hundreds of megabytes.
 _MAX_TASKS: Final = 10_000
 _FLOWERS_OWN_MAX_TASKS: Final = 100_000
-# The list of tasks shows which change each was for and what came of it, and not only that it ran. The arguments of a
-# change are its table, event and position: no row.
+# The list of tasks shows each task's change and result, not only that it ran. A change is shown by its table, event and
+# position, without its row.
 _COLUMNS: Final = "name,uuid,state,args,kwargs,result,received,runtime,worker"
 _FLOWERS_OWN_COLUMNS: Final = "name,uuid,state,received,runtime,worker"
-# Before what Flower's page of a task shows of it.
+# Before the fields on Flower's page of a task.
 _TASK_ID: Final = re.compile(rb'<p id="taskid"[^>]*>[^<]*</p>')
 
 
 class OpenFlowerError(CDCError):
-    """Flower would be open to the network, and its pages show and start tasks."""
+    """Flower would be open to the network, where its pages show and start tasks."""
 
 
 class ConsoleUrlError(CDCError):
-    """CDC_CONSOLE_URL is no address of a page."""
+    """CDC_CONSOLE_URL is not the address of a page."""
 
 
 def is_flower() -> bool:
@@ -50,9 +50,9 @@ def is_flower() -> bool:
 
 
 def prepare() -> None:
-    """Set our defaults, metrics and links in Flower; raise OpenFlowerError if the address needs a password.
+    """Set our defaults, metrics and links in Flower. Raises OpenFlowerError if the address needs a password.
 
-    Raises SettingsError if the file of the password cannot be read, ConsoleUrlError.
+    Raises SettingsError if the password file cannot be read, and ConsoleUrlError.
     """
     from tornado.options import options
 
@@ -75,16 +75,16 @@ def prepare() -> None:
 
 
 def _link_to(console: str) -> None:
-    """Let Flower's page of each task have a link to the console's page of it.
+    """Add a link to the console's page of a task to Flower's page of it.
 
-    Flower escapes whatever its `format_task` returns, so there is no place for a link but the page itself.
+    Flower escapes the result of `format_task`, so the link has to be put into the page itself.
     """
     from flower.views.tasks import TaskView
     from tornado.options import options
 
     if not console.startswith(("http://", "https://")):
         raise ConsoleUrlError(
-            f"CDC_CONSOLE_URL={console} is no address.", hint="Write e.g. http://127.0.0.1:5556"
+            f"CDC_CONSOLE_URL={console} is not a URL.", hint="Write e.g. http://127.0.0.1:5556"
         )
 
     class LinkedTask(TaskView):  # type: ignore[misc]  # Flower has no types
@@ -101,7 +101,7 @@ def _link_to(console: str) -> None:
 
 
 def _add_at_start(host: str, handlers: list[Any]) -> None:
-    """Give Flower these handlers, which come before its own, when it starts to serve."""
+    """Add these handlers before Flower's own when it starts to serve."""
     from flower.app import Flower
 
     start = Flower.start_http_server

@@ -1,4 +1,4 @@
-"""The settings that `cdc_tasks.install` gives an app, below its own; `cdc_tasks.config.celery` has the reasons."""
+"""The settings that `cdc_tasks.install` adds below an app's own; `cdc_tasks.config.celery` has the reasons."""
 
 from __future__ import annotations
 

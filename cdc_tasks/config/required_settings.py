@@ -27,14 +27,16 @@ _REQUIRED: Final[dict[str, tuple[str, Any, str]]] = {
     ),
 }
 _CODE_IN_MESSAGES: Final = frozenset({"pickle", "application/x-python-serialize"})
-_LONGEST_LEASE: Final = 600  # seconds: how long the tasks of a dead worker may wait without a warning
+_LONGEST_LEASE: Final = (
+    600  # seconds; with a longer lease, there is a warning: a dead worker's tasks wait that long
+)
 
 
 # The module of a Celery pool: the reason why a task could run twice at the same time or be lost.
 _NO_LOOP: Final = "it has no event loop that renews the leases of the worker's tasks"
 _UNFIT_POOLS: Final = {
     "celery.concurrency.thread": "a thread cannot be stopped: after the connection to the broker has broken, its "
-    "task goes on while it runs a second time",
+    "task continues while it runs a second time",
     "celery.concurrency.gevent": _NO_LOOP,
     "celery.concurrency.eventlet": _NO_LOOP,
 }
@@ -42,13 +44,13 @@ _UNFIT_FOR_LONG_TASKS: Final = {"celery.concurrency.solo": "while a task runs, n
 
 
 class UnfitPoolError(CDCError):
-    """The guarantees do not hold in this pool."""
+    """The guarantees do not hold with this pool."""
 
 
 def check_pool(pool: type, *, is_foreign: bool = False) -> None:
-    """Raise UnfitPoolError if the guarantees do not hold in this pool of Celery.
+    """Raise UnfitPoolError if the guarantees do not hold with this Celery pool.
 
-    `is_foreign`: of an app whose tasks may run for longer than a lease; those of our own app may not.
+    `is_foreign`: an application's own app, whose tasks may run longer than a lease; those of our app may not.
     """
     unfit = _UNFIT_POOLS | (_UNFIT_FOR_LONG_TASKS if is_foreign else {})
     if why := unfit.get(pool.__module__):
@@ -78,7 +80,7 @@ def _weakened(app: Celery, parts: Parts) -> Iterator[str]:
 
 
 def _weakened_by_others(app: Celery, parts: Parts) -> Iterator[str]:
-    """Yield what only an app of somebody else's may say or lack."""
+    """Yield the sentences that only apply to an application's own app."""
     if not (parts.dead_letters and parts.health):
         yield from _without_redis(app, parts)
     if parts.late_acks:
@@ -88,8 +90,8 @@ def _weakened_by_others(app: Celery, parts: Parts) -> Iterator[str]:
     lease = (app.conf.broker_transport_options or {}).get("visibility_timeout")
     if parts.transport and lease is not None and lease > _LONGEST_LEASE and _kind(app) == "redis":
         yield (
-            f"visibility_timeout is {lease}: the tasks of a dead worker come back after as many seconds; "
-            "a lease is renewed while its worker lives, however long its tasks run, so the default of 60 will do"
+            f"visibility_timeout is {lease}: a dead worker's tasks are delivered again only after as many seconds; "
+            "a living worker renews its leases, however long its tasks run, so the default of 60 is enough"
         )
 
 
@@ -100,8 +102,8 @@ def _is_early(name: str, task: Any) -> bool:
 def _without_redis(app: Celery, parts: Parts) -> Iterator[str]:
     if not parts.dead_letters and not has_redis(app):
         yield (
-            "CDC_CACHE_URL is not set, and the broker is no Redis: a task that fails, and a message of an unknown "
-            "task, are dropped, no worker answers to `health`, and this one takes no tasks with a key"
+            "CDC_CACHE_URL is not set, and the broker is not Redis: failed tasks and messages of unknown tasks are "
+            "dropped, workers do not answer `health`, and this worker takes no tasks with a key"
         )
 
 

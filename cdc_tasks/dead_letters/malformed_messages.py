@@ -1,7 +1,7 @@
-"""Malformed messages: they become dead letters, so that no worker ends and no message is lost.
+"""Malformed messages become dead letters, so that no worker stops and no message is lost.
 
-Anyone who can write to the broker can send them. Celery would drop some and log their content. Others would end its
-worker; then the message goes back to its queue, and ends the next worker too.
+Anyone who can write to the broker can send them. Celery would drop some and log their content. Others would stop the
+worker; then the message would go back to its queue, and stop the next worker too.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ __all__ = [
     "keep_malformed",
 ]
 
-# The errors of code that gets a value of another shape than it expects.
+# Errors of code that gets a value of an unexpected shape.
 SHAPE_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _TASK: Final = "malformed message"
 
 
 class MalformedMessageError(CDCError):
-    """This message is no task's."""
+    """This message is not a valid task message."""
 
 
 def keep_malformed(raw: bytes | str, *, reason: str, queue: str | None = None) -> None:
-    """Keep a message as it came, in base64, in the dead letter's `raw`; raise CacheAwayError if Redis is down.
+    """Keep a message unchanged, in base64, in the dead letter's `raw`. Raises CacheAwayError if Redis is down.
 
-    A worker may die before it acknowledges the message. A second delivery has the same id, and so the same dead letter.
+    A worker may die before it acknowledges the message. A second delivery has the same id, so it makes the same dead
+    letter.
     """
     content = raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw
     dead_letters.keep(
@@ -93,7 +94,7 @@ def check_envelope(message: Any) -> None:
 
 
 def check_headers(headers: Mapping[str, Any]) -> None:
-    """Raise MalformedMessageError if these headers of a task (protocol 2) would end Celery's worker."""
+    """Raise MalformedMessageError if these headers of a task (protocol 2) would stop Celery's worker."""
     for name in ("id", "task"):
         _expect(headers.get(name), name, str)
     for name, check in _HEADERS.items():
@@ -102,7 +103,7 @@ def check_headers(headers: Mapping[str, Any]) -> None:
 
 
 def check_mapping(headers: Any) -> Mapping[str, Any]:
-    """Return the headers; raise MalformedMessageError if they are no mapping."""
+    """Return the headers; raise MalformedMessageError if they are not a mapping."""
     found: Mapping[str, Any] = _expect(headers, "headers", Mapping)
     return found
 
@@ -147,7 +148,7 @@ def _is_time(name: str, value: Any) -> None:
     try:
         maybe_iso8601(value)
     except SHAPE_ERRORS:
-        raise MalformedMessageError(f"{name} is no time.") from None
+        raise MalformedMessageError(f"{name} is not a time.") from None
 
 
 def _is_mapping(name: str, value: Any) -> None:

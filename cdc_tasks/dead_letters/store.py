@@ -1,6 +1,6 @@
 """Dead letters: tasks that gave up, kept in Redis until a person replays or drops them.
 
-They are in the Redis of CACHE_URL, so workers and people find them in one place with every broker.
+They are in the Redis of CACHE_URL, so they are in one place with every broker.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ log = structlog.get_logger()
 ATTEMPTS = "cdc_attempts"  # the message header with the task's earlier tries
 
 _KEY = "cdc:dead-letters"  # a hash: task id, letter
-_COUNTS = "cdc:dead-letters:by-task"  # a hash: task, number; letters are too large to be read for each scrape
+_COUNTS = "cdc:dead-letters:by-task"  # a hash: task, number; letters are too large to read for each scrape
 _LONGEST_HISTORY = 30
 _LONGEST_ERROR = 1_000  # characters
 _LONGEST_TRACEBACK = 20_000
 
-# What a replayed message does not take over: it starts again.
+# Fields that a replayed message does not keep, because it starts again.
 _OF_ONE_TRY = {"expires", "retries", "task_id", "headers"}
 
 # KEYS: the letters, the numbers, the totals; ARGV: an id, the letter, its task, the field of its total
@@ -90,12 +90,12 @@ class DeadLetter:
     attempts: list[dict[str, Any]] = field(default_factory=list)  # before the last one: at, error, waits
     options: dict[str, Any] = field(default_factory=dict)  # for Celery's `send_task`
     group: dict[str, Any] = field(default_factory=dict)  # the headers that put it into its message group
-    context: dict[str, Any] = field(default_factory=dict)  # of the transaction that it comes from
-    raw: str | None = None  # base64: a malformed message as it came
+    context: dict[str, Any] = field(default_factory=dict)  # of its transaction
+    raw: str | None = None  # base64: a malformed message, unchanged
 
 
 def letter_of(task: str, request: Context, error: BaseException, *, trace: str | None = None) -> DeadLetter:
-    """Return the letter of a task that failed now; secrets in the error's texts are masked."""
+    """Return the letter of a task that has just failed; secrets in the error's texts are masked."""
     shown = trace if trace is not None else "".join(traceback.format_exception(error))
     options = request.as_execution_options()
     return DeadLetter(
@@ -128,7 +128,7 @@ def with_attempt(headers: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict
 def keep(letter: DeadLetter) -> None:
     """Store a letter; it replaces an earlier one with the same id. Raise CacheAwayError if Redis is down.
 
-    An app without dead letters only logs it: the transport keeps malformed messages here for any app.
+    For an app without dead letters it is only logged; the transport keeps the malformed messages of any app here.
     """
     parts = current_parts()
     if parts is not None and not parts.dead_letters:

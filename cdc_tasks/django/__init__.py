@@ -1,7 +1,7 @@
 """cdc-tasks in a Django project: put "cdc_tasks.django" into INSTALLED_APPS.
 
 `manage.py cdc run|check|routes|status|…` then uses the project's database, routes and Celery app (docs/django.md).
-Nothing else of ours imports this package, and it imports nothing of Django's before that is set up.
+Nothing else in cdc-tasks imports this package, and it imports nothing from Django before Django is set up.
 """
 
 from __future__ import annotations

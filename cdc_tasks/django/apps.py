@@ -15,14 +15,14 @@ _TAG = "cdc"
 
 
 class CDCConfig(AppConfig):
-    """Has no models, and imports nothing of the project's: routes are loaded by `manage.py cdc`, checks and tests."""
+    """Has no models and imports nothing of the project: `manage.py cdc`, the checks and the tests load the routes."""
 
     name = "cdc_tasks.django"
     label = "cdc"
     verbose_name = "cdc-tasks"
 
     def ready(self) -> None:
-        """Register the system checks. A web process runs none, and so loads nothing more."""
+        """Register the system checks. A web process runs no checks, and so loads nothing more."""
         for check in (_settings, _routes):
             checks.register(check, _TAG)
         checks.register(_migrations, _TAG, checks.Tags.database)
@@ -33,9 +33,9 @@ class CDCConfig(AppConfig):
 
 
 def _is_within_celery() -> bool:
-    """Return whether Celery runs the checks: before it imports tasks, and without a look at what they return.
+    """Return whether Celery runs the checks. It does so before it imports tasks, and ignores their results.
 
-    The routes cannot be loaded then, because that imports the tasks.
+    The routes cannot be loaded then, because this would import the tasks.
     """
     return any(frame.f_globals.get("__name__") == "celery.fixups.django" for frame, _ in walk_stack(None))
 

@@ -1,4 +1,4 @@
-"""Where projects of Django's have their Celery app."""
+"""Finds the Celery app of a Django project."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def celery_app_name() -> str:
             return name
     raise SettingsError(
         f"There is no Celery app in {', '.join(tried) or 'the project'}.",
-        hint='Say where it is, as celery -A does: CDC_APP = "shop.celery:app" in the settings.',
+        hint='Name it, as for celery -A: CDC_APP = "shop.celery:app" in the settings.',
         code="django_celery_app",
     )
 
@@ -41,7 +41,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _has_app(name: str) -> bool:
-    """Return whether `celery -A name` would find an app; what its module raises comes through."""
+    """Return whether `celery -A name` would find an app. Raises what its module raises."""
     from celery import Celery
     from celery.app.utils import find_app
 

@@ -1,6 +1,6 @@
-"""System checks: whether the routes can be loaded, and what pending migrations would do to watched tables.
+"""System checks: whether the routes can be loaded, and how pending migrations would affect watched tables.
 
-`manage.py migrate` runs them before it begins, and so does `manage.py check --tag cdc --database default`.
+`manage.py migrate` runs them before it begins. `manage.py check --tag cdc --database default` runs them too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["check_migrations", "check_routes", "check_settings"]
 
 
 def check_routes(**_: Any) -> list[CheckMessage]:
-    """Return an error if the listener could not load the routes; the whole of `manage.py check` goes on."""
+    """Return an error if the listener could not load the routes; the other checks still run."""
     try:
         load_project_router()
     except CDCError as error:
@@ -36,11 +36,11 @@ def check_routes(**_: Any) -> list[CheckMessage]:
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Return a warning for each setting CDC_… that means nothing."""
+    """Return a warning for each unknown setting CDC_…."""
     return [
         Warning(
-            f"The setting {name} is not known to cdc-tasks.",
-            hint=f"Did you mean {meant}?" if meant else "docs/settings.md lists what there is.",
+            f"cdc-tasks has no setting {name}.",
+            hint=f"Did you mean {meant}?" if meant else "docs/settings.md lists all settings.",
             id="cdc.W009",
         )
         for name, meant in unknown_settings()
@@ -48,7 +48,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_migrations(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Return what the pending migrations would do to tables that routes watch; it reads the database.
+    """Return how the pending migrations would affect tables that routes watch; it reads the database.
 
     `databases` has aliases if Django allows a check to use them: `migrate`, `check --database`.
     """
@@ -56,7 +56,7 @@ def check_migrations(databases: Sequence[str] | None = None, **_: Any) -> list[C
         return []
     try:
         connection, router = watched_connection(database_alias()), load_project_router()
-    except Exception:  # noqa: BLE001 - `check_routes` and the listener tell of it
+    except Exception:  # noqa: BLE001 - `check_routes` and the listener report it
         return []
     if connection.vendor not in {"postgresql", "mysql"}:
         return []
@@ -70,7 +70,7 @@ def check_migrations(databases: Sequence[str] | None = None, **_: Any) -> list[C
 def _not_looked_at(error: Exception) -> CheckMessage:
     return Warning(
         f"The pending migrations could not be compared with the routes: {str(error).strip()}",
-        hint="Run the check again when the database answers: manage.py check --tag cdc --database default",
+        hint="Repeat the check when the database answers: manage.py check --tag cdc --database default",
         id="cdc.W010",
     )
 
@@ -91,7 +91,7 @@ def _watching(router: BinlogRouter, table: Table | None) -> list[Route]:
 
 
 def _of_renamed_table(effect: Effect, old: list[Route], router: BinlogRouter) -> Iterator[CheckMessage]:
-    """Yield a warning for each name without a route: a change comes under the name that the table had then."""
+    """Yield a warning for each name without a route: a change has the name that the table had at that time."""
     new = _watching(router, effect.renamed_to)
     for routes, others, missing in ((old, new, effect.renamed_to), (new, old, effect.table)):
         if left := [each for each in routes if each.task not in {other.task for other in others}]:
@@ -101,7 +101,7 @@ def _of_renamed_table(effect: Effect, old: list[Route], router: BinlogRouter) ->
                 f"{effect.table} is renamed to {effect.renamed_to}; {_tasks(left)} {_verb(left)} for only one of the"
                 f" names: {missing} has no such route.",
                 "Stop the listener, migrate, and start it with a route for each name; a route may name a table as"
-                f" text: {missing}. Take the old name out when `manage.py cdc status` has shown lag_bytes 0.",
+                f" text: {missing}. Remove the old name when `manage.py cdc status` has shown lag_bytes 0.",
             )
 
 
@@ -109,8 +109,8 @@ def _of_dropped_table(effect: Effect, watching: list[Route]) -> Iterator[CheckMe
     yield _warning(
         2,
         effect,
-        f"{effect.table} is dropped; {_tasks(watching)} {_verb(watching)} for it. Its last changes still come.",
-        "Take the route out after that: `manage.py cdc check` warns of a route without a table.",
+        f"{effect.table} is dropped; {_tasks(watching)} {_verb(watching)} for it. Its last changes still arrive.",
+        "Remove the route after that: `manage.py cdc check` warns about a route without a table.",
     )
 
 
@@ -120,8 +120,8 @@ def _of_renamed_column(effect: Effect, watching: list[Route]) -> Iterator[CheckM
             3,
             effect,
             f"{effect.table}.{effect.column} is renamed to {effect.new}; the route to {route.task} {uses}.",
-            f"Let the route name {effect.new}, and restart the listener when migrate has run. What was written"
-            f" before still comes with {effect.column}.",
+            f"Change the route to {effect.new}, and restart the listener after migrate. Earlier changes still come"
+            f" with {effect.column}.",
         )
 
 
@@ -136,15 +136,15 @@ def _of_dropped_column(effect: Effect, watching: list[Route]) -> Iterator[CheckM
 
 
 _NO_LONGER_NAMED: Final = (
-    "Let the route do without it, and restart the listener before migrate: until then its value is missing, and a"
-    " listener that starts with such a route is refused."
+    "Remove the column from the route, and restart the listener before migrate. After migrate its value is missing,"
+    " and a listener with such a route does not start."
 )
 
 
 def _out_of_the_list(effect: Effect) -> str:
     return (
-        "Let the route do without it, and restart the listener before migrate: with CDC_COLUMN_LISTS, DROP COLUMN …"
-        f" CASCADE takes {effect.table} out of the publication, and what is written meanwhile is a gap."
+        "Remove the column from the route, and restart the listener before migrate: with CDC_COLUMN_LISTS, DROP COLUMN"
+        f" … CASCADE removes {effect.table} from the publication, and its changes until then are a gap."
     )
 
 
@@ -155,7 +155,7 @@ def _of_altered_type(effect: Effect, watching: list[Route]) -> Iterator[CheckMes
             effect,
             f"{effect.table}.{effect.column} gets the type {effect.new} instead of {effect.old_type}; the route to"
             f" {route.task} {uses}.",
-            "From then on its value has the form of the new type: see what when= compares with, and what the task"
+            "From then on its value has the form of the new type: check what when= compares it with, and what the task"
             " expects.",
         )
 
@@ -164,7 +164,7 @@ def _of_no_primary_key(effect: Effect, watching: list[Route]) -> Iterator[CheckM
     yield _warning(
         6,
         effect,
-        f"{effect.table} is made without a primary key; {_tasks(watching)} {_verb(watching)} for it.",
+        f"{effect.table} is created without a primary key; {_tasks(watching)} {_verb(watching)} for it.",
         "PostgreSQL refuses UPDATE and DELETE of a published table without one. Give it one, or: ALTER TABLE"
         f" {effect.table} REPLICA IDENTITY FULL;",
     )
@@ -174,8 +174,8 @@ def _of_own_sql(effect: Effect, watching: list[Route]) -> Iterator[CheckMessage]
     yield _warning(
         7,
         effect,
-        f"RunSQL has `{effect.new} …`; {_tasks(watching)} {_verb(watching)} for {effect.table}. What the statement"
-        " does to the route was not looked at.",
+        f"RunSQL has `{effect.new} …`; {_tasks(watching)} {_verb(watching)} for {effect.table}. The effect of the"
+        " statement on the route was not checked.",
         'See "Changing tables" in docs/operating.md.',
     )
 
@@ -186,23 +186,23 @@ def _of_filled_table(effect: Effect, watching: list[Route]) -> Iterator[CheckMes
         effect,
         f"{effect.table} is new, {_tasks(watching)} {_verb(watching)} for it, and {effect.new} may fill it in the"
         " same run.",
-        "The listener publishes a new table a second or two after it is there. Rows from before that are a gap: it is"
-        f" told, and they fire nothing. To have none: {_apart(effect)}, and go on when `manage.py cdc check` shows"
-        " the table.",
+        "The listener publishes a new table a second or two after its creation. Earlier rows are a gap: the listener"
+        f" reports it, and they fire nothing. To avoid the gap: {_apart(effect)}, and continue when"
+        " `manage.py cdc check` shows the table.",
     )
 
 
 def _apart(effect: Effect) -> str:
-    """Return how to fill the table later than it is made."""
+    """Return how to fill the table later than it is created."""
     if effect.new == effect.migration:
-        return "move what fills it into a migration of its own, migrate up to the one before it"
+        return "move the operation that fills it into its own migration, migrate up to the one before it"
     return f"first run `manage.py migrate {effect.migration.replace('.', ' ')}`"
 
 
 def _of_new_table(effect: Effect, watching: list[Route]) -> Iterator[CheckMessage]:
     yield Info(
         f"{effect.migration}: {effect.table} is new; {_tasks(watching)} {_verb(watching)} for it.",
-        hint="The listener publishes it a second or two after it is there. Let the application write to it after that.",
+        hint="The listener publishes it a second or two after its creation. The application should write to it later.",
         id="cdc.I001",
     )
 
@@ -210,7 +210,7 @@ def _of_new_table(effect: Effect, watching: list[Route]) -> Iterator[CheckMessag
 _ON_POSTGRES_ONLY: Final = {
     EffectKind.NEW_TABLE,
     EffectKind.FILLED_TABLE,
-}  # elsewhere there is no publication
+}  # other databases have no publication
 _MESSAGES: Final[dict[EffectKind, Callable[[Effect, list[Route]], Iterable[CheckMessage]]]] = {
     EffectKind.NEW_TABLE: _of_new_table,
     EffectKind.FILLED_TABLE: _of_filled_table,
@@ -236,7 +236,7 @@ def _verb(routes: Sequence[Route]) -> str:
 
 
 def _touched(watching: Iterable[Route], column: str) -> Iterator[tuple[Route, str]]:
-    """Yield the routes to which a column may matter, and how."""
+    """Yield the routes that may use a column, and how."""
     for route in watching:
         names = [what for what in ("columns", "when", "args", "kwargs") if column in _named(route, what)]
         if names:

@@ -1,4 +1,4 @@
-"""What an entry of `DATABASES` says: the listener's URL, and the names that tables have in the log."""
+"""Reads an entry of `DATABASES`: the listener's URL, and the names of tables in the log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ __all__ = [
     "watched_connection",
 ]
 
-_YOUR_OWN: Final = "Or give the listener a URL of its own: CDC_DATABASE_URL=postgresql://user:password@host/name or mysql://…"
+_YOUR_OWN: Final = (
+    "Or give the listener its own URL: CDC_DATABASE_URL=postgresql://user:password@host/name or mysql://…"
+)
 _POSTGRES_NAMES: Final = frozenset({"host", "port", "user", "password", "dbname"})
 # libpq's parameters that the listener sets itself, or that belong to the driver's own session.
 _NOT_PASSED_ON: Final = frozenset({"client_encoding", "replication", "fallback_application_name"})
@@ -53,7 +55,7 @@ def watched_connection(alias: str) -> BaseDatabaseWrapper:
     except ConnectionDoesNotExist:
         known = ", ".join(sorted(connections))
         raise SettingsError(
-            f"CDC_DATABASE={alias!r} is no alias of DATABASES.",
+            f"CDC_DATABASE={alias!r} is not an alias in DATABASES.",
             hint=f"Use one of: {known}.",
             code="django_database",
         ) from None
@@ -64,20 +66,20 @@ def watched_connection(alias: str) -> BaseDatabaseWrapper:
 def database_url(alias: str) -> str:
     """Return the URL of DATABASES[alias], with its password and TLS options; raises SettingsError.
 
-    It is made of what Django would connect with. So engines that fetch a password at each connect give one here, too;
-    under a test runner the URL is that of the test database.
+    It is made from Django's own connection parameters. So engines that fetch a password for each connection work here
+    too, and in a test runner it is the URL of the test database.
     """
     return url_of(watched_connection(alias))
 
 
 def url_of(connection: BaseDatabaseWrapper) -> str:
-    """Return the URL of a connection of Django's; raises SettingsError."""
+    """Return the URL of a Django connection; raises SettingsError."""
     alias = connection.alias
     if connection.vendor not in {"postgresql", "mysql"}:
         raise _unusable(
             alias,
             f"{connection.settings_dict['ENGINE']} has no log that the listener can read",
-            "Use a database of PostgreSQL, MySQL or MariaDB; CDC_DATABASE names another alias of DATABASES.",
+            "Use PostgreSQL, MySQL or MariaDB; CDC_DATABASE can name another alias in DATABASES.",
         )
     try:
         given = connection.get_connection_params()
@@ -99,12 +101,12 @@ def home_schema(connection: BaseDatabaseWrapper) -> str:
 
 
 def table_of(model: type[Model], connection: BaseDatabaseWrapper) -> Table:
-    """Return a model's table; `db_table` may have a schema in it: `sales"."orders`."""
+    """Return a model's table; `db_table` may include a schema: `sales"."orders`."""
     return named_table(model._meta.db_table, home_schema(connection))
 
 
 def named_table(name: str, schema: str) -> Table:
-    """Return the table of a name that may be quoted and may have a schema; `schema` is for one that has none."""
+    """Return the table of a name that may be quoted and may have a schema; `schema` is used if it has none."""
     parts = [part for part in re.split(r"""["`]?\.["`]?""", name.strip('"`')) if part]
     return Table(parts[0], parts[1]) if len(parts) == 2 else Table(schema, name.strip('"`'))
 
@@ -123,7 +125,7 @@ def _postgres_url(given: Mapping[str, Any]) -> str:
 
 
 def _is_option_of_libpq(name: str) -> bool:
-    """Return whether libpq knows the parameter: others belong to psycopg, or to Django."""
+    """Return whether it is a libpq parameter: others belong to psycopg, or to Django."""
     from psycopg2 import ProgrammingError
     from psycopg2.extensions import make_dsn
 
@@ -139,7 +141,7 @@ def _is_option_of_libpq(name: str) -> bool:
 def _mysql_url(alias: str, given: Mapping[str, Any]) -> str:
     if given.get("read_default_file") and not given.get("user"):
         raise _unusable(
-            alias, "its user is in a file of MySQL's own", "Write USER and PASSWORD into DATABASES."
+            alias, "its user is in a MySQL option file", "Write USER and PASSWORD into DATABASES."
         )
     host, port = str(given.get("host") or ""), str(given.get("port") or "")
     options = {**_tls(alias, given)}
@@ -152,7 +154,7 @@ def _mysql_url(alias: str, given: Mapping[str, Any]) -> str:
 
 
 def _tls(alias: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return the TLS options under the names that the listener takes; raises SettingsError if they say too little."""
+    """Return the TLS options under the listener's names. Raises SettingsError if they are incomplete."""
     ssl = given.get("ssl")
     in_dict: dict[str, Any] = ssl if isinstance(ssl, dict) else {}
     found = {f"ssl_{name}": str(in_dict[name]) for name in _TLS_OF_MYSQLCLIENT if in_dict.get(name)}
@@ -164,7 +166,7 @@ def _tls(alias: str, given: Mapping[str, Any]) -> dict[str, str]:
         raise _unusable(
             alias,
             f"ssl_mode is {mode}, and no certificate authority is named",
-            'Name it, or the listener could not insist on TLS: "OPTIONS": {"ssl": {"ca": "/path/of/ca.pem"}}.',
+            'Name it: without it the listener cannot enforce TLS. "OPTIONS": {"ssl": {"ca": "/path/of/ca.pem"}}.',
         )
     checks_name = in_dict.get("check_hostname", True) and mode not in {"REQUIRED", "VERIFY_CA"}
     return found if checks_name or not found else {**found, "ssl_check_hostname": "false"}
@@ -178,7 +180,7 @@ def _login(user: object, password: object) -> str:
 
 
 def _is_plain(host: str) -> bool:
-    """Return whether it is one host's name or address, and not a directory or a list."""
+    """Return whether it is one host's name or address, not a directory or a list."""
     return not set("/,@") & set(host)
 
 

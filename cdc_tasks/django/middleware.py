@@ -1,4 +1,4 @@
-"""Middleware for Django: what a request changes says who made it."""
+"""Middleware for Django: the changes of a request carry who made them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["ContextMiddleware", "write_context"]
 
 
 class ContextMiddleware(MiddlewareMixin):
-    """Lets each request act: its transactions that write have a context, with `user_id` and `request_id`.
+    """Gives a context, with `user_id` and `request_id`, to each transaction in which a request writes.
 
-    In MIDDLEWARE, anywhere behind AuthenticationMiddleware: "cdc_tasks.django.ContextMiddleware". `user_id` is the
-    primary key of a user who is logged in; `request_id` that of the header X-Request-ID, or a new one, and
-    `request.cdc_request_id` has it. The setting CDC_CONTEXT names a function of the request that returns other values
-    in their place: "shop.context:values_of" or "shop.context.values_of".
+    In MIDDLEWARE, anywhere after AuthenticationMiddleware: "cdc_tasks.django.ContextMiddleware". `user_id` is the
+    primary key of the logged-in user. `request_id` is that of the header X-Request-ID, or a new one; it is also in
+    `request.cdc_request_id`. The setting CDC_CONTEXT names a function of the request that returns other values
+    instead: "shop.context:values_of" or "shop.context.values_of".
 
     The context is written before the first statement that writes, inside `atomic()` of the database that the listener
-    reads (ATOMIC_REQUESTS counts). Outside of it each statement is a transaction of its own, and says nothing.
+    reads (ATOMIC_REQUESTS counts). Outside of it each statement is its own transaction, without a context.
     """
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
@@ -71,11 +71,11 @@ def _scalar(key: Any) -> Any:
 _IDLE: Final = 0  # libpq's status of a connection without a transaction
 _said: WeakKeyDictionary[Any, Actor | None] = (
     WeakKeyDictionary()
-)  # who has said it in a connection's transaction
+)  # the actor whose context a connection's transaction has
 
 
 def write_context() -> None:
-    """Let each transaction of the watched database that writes say who acts."""
+    """Add the context of the current request or task to each transaction of the watched database that writes."""
     connection_created.connect(_on_connect, dispatch_uid="cdc_tasks.context")
     for connection in connections.all(initialized_only=True):
         _watch(connection)
@@ -101,7 +101,7 @@ def _say(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context
 
 
 def _sayer(connection: Any) -> Actor | None:
-    """Return who has said it in the connection's transaction."""
+    """Return the actor whose context the connection's transaction has."""
     if connection.vendor == "postgresql":
         begins = connection.connection.info.transaction_status == _IDLE
     else:
@@ -116,4 +116,4 @@ def _remember(connection: Any, actor: Actor) -> None:
 
 
 def _mark() -> None:
-    """Do nothing: while it is to be called, the transaction has said who acts."""
+    """Do nothing: while this callback is registered, the transaction has its context."""

@@ -1,4 +1,4 @@
-"""What the migrations that are not applied yet would do to tables: from their operations, before anything runs."""
+"""How pending migrations would affect tables, derived from their operations before they run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["Effect", "EffectKind", "effects_of_pending_migrations"]
 
 
 class EffectKind(StrEnum):
-    """What an operation does to a table, as far as a listener is concerned."""
+    """The effect of an operation on a table, as far as it concerns the listener."""
 
     NEW_TABLE = "new table"
-    FILLED_TABLE = "new table that is filled"  # by an operation that comes later in the same run
+    FILLED_TABLE = "new table that is filled"  # by a later operation of the same run
     NO_PRIMARY_KEY = "new table without a primary key"
     RENAMED_TABLE = "renamed table"
     DROPPED_TABLE = "dropped table"
@@ -45,7 +45,7 @@ class EffectKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """One thing that a migration would do."""
+    """One effect of a migration."""
 
     kind: EffectKind
     migration: str  # orders.0003_rename
@@ -57,9 +57,9 @@ class Effect:
 
 
 def effects_of_pending_migrations(connection: BaseDatabaseWrapper) -> list[Effect]:
-    """Return what a `migrate` to the newest state would do to the tables that are there, and which it would make.
+    """Return how a full `migrate` would affect existing tables, and which tables it would create.
 
-    Empty if no migration is applied yet: such a database has no tables that anybody listens to.
+    Empty if no migration is applied yet: such a database has no watched tables.
     """
     executor = MigrationExecutor(connection)
     applied = executor.loader.applied_migrations
@@ -114,14 +114,14 @@ def _column(column: Any, connection: BaseDatabaseWrapper) -> tuple[str, str]:
 
 @dataclass
 class _Walk:
-    """Goes through pending migrations, and notes what their operations do."""
+    """Goes through pending migrations, and collects the effects of their operations."""
 
     connection: BaseDatabaseWrapper
     effects: list[Effect] = field(default_factory=list)
-    _made: set[Table] = field(default_factory=set)  # by a pending migration: nobody has listened to these
+    _made: set[Table] = field(default_factory=set)  # by a pending migration: not watched so far
 
     def take(self, migration: Migration, state: ProjectState) -> None:
-        """Note what a migration does, and bring `state` to where it ends."""
+        """Collect the effects of a migration, and advance `state` to its end."""
         name = f"{migration.app_label}.{migration.name}"
         for operation in migration.operations:
             self._take(operation, migration.app_label, name, state)
@@ -152,7 +152,7 @@ class _Walk:
             self.effects.append(each)
 
     def _note_filling(self, app: str, name: str) -> None:
-        """Note that a data migration may fill the tables that its app has just got: which, only its code knows."""
+        """Note that a data migration may fill the new tables of its app; only its code knows which."""
         for number, each in enumerate(self.effects):
             if each.kind is EffectKind.NEW_TABLE and each.migration.startswith(f"{app}."):
                 self.effects[number] = Effect(
@@ -167,7 +167,7 @@ def _differences(
     app: str,
     migration: str,
 ) -> Iterator[Effect]:
-    """Yield what differs between two states, apart from what only has another name in the models."""
+    """Yield the differences between two states, except names that changed only in the models."""
     moved = {key: _renamed(key, operation, app) for key in before}
     for key, old in before.items():
         new = after.get(moved[key])
@@ -238,13 +238,13 @@ _ALIKE: Final = dict.fromkeys(_INTEGERS, "integer") | dict.fromkeys(_TEXTS, "tex
 
 
 def _as_sent(kind: str) -> str:
-    """Return a type without what does not show in a task's argument: length, precision, and the size of an integer."""
+    """Return a type without the parts that do not affect a task's argument: length, precision, integer size."""
     base = re.sub(r"\(.*?\)", "", kind.lower().split(" generated ")[0].split(" collate ")[0])
     base = re.sub(r"\b(unsigned|auto_increment|not null)\b", "", base).strip()
     return "boolean" if kind.lower() in {"bool", "tinyint(1)"} else _ALIKE.get(base, base)
 
 
-# --- SQL of the project's own ---------------------------------------------------------------------------
+# --- The project's own SQL ------------------------------------------------------------------------------
 
 _DEFINITION: Final = re.compile(
     r"\b(?P<verb>CREATE|ALTER|DROP|TRUNCATE|RENAME)\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(?:ONLY\s+)?"

@@ -1,4 +1,4 @@
-"""What the apps' `cdc.py` register: kept until a router is made of it."""
+"""The routes that the apps' `cdc.py` register, kept until a router is made from them."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def register(
     task: Task[Any, Any] | str,
     **options: Unpack[RouteOptions],
 ) -> None:
-    """Fire `task` on `events` of a model's table: for an app's `cdc.py`, as `admin.site.register` is for `admin.py`.
+    """Fire `task` on `events` of a model's table. For an app's `cdc.py`, like `admin.site.register` for `admin.py`.
 
-    `table` is a model, or a table's name or glob, with a schema before a dot if it is not the models' own. `task` is
-    one of the Celery app's, as an object or by its name. `options` are those of `BinlogRouter.register`, which
-    checks them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its place.
+    `table` is a model, or a table's name or glob, with `schema.` before it if it is not in the models' schema. `task`
+    is a task of the Celery app, as an object or by name. `options` are those of `BinlogRouter.register`, which checks
+    them when the routes are loaded: `manage.py check` and `manage.py cdc` show a mistake with its file and line.
     """
     caller, _ = extract_stack(limit=2)
     place = f"{caller.filename}:{caller.lineno}"
-    # A module that is imported again registers its routes again: the last one counts.
+    # A module that is imported again registers its routes again: the last registration counts.
     key = place, repr(table), repr(events), str(getattr(task, "name", task))
     _registered[key] = Registered(table=table, events=events, task=task, options=options, place=place)
 

@@ -1,4 +1,4 @@
-"""The project's routes: `on_change` on its tasks, and what the apps' `cdc.py` register."""
+"""The project's routes: `on_change` on its tasks, and registrations in the apps' `cdc.py`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["load_project_router", "setup_router"]
 
 
 def setup_router() -> BinlogRouter:
-    """Return a router with the routes of each app's `cdc.py`; those of `on_change` come to it with the Celery app.
+    """Return a router with the routes of each app's `cdc.py`; those of `on_change` are added with the Celery app.
 
-    Raises RouteError, with file and line, and what the project's modules raise.
+    Raises RouteError, with file and line, and any error of the project's modules.
     """
     autodiscover_modules("cdc")
     router, schema = BinlogRouter(), home_schema(watched_connection(database_alias()))
@@ -40,12 +40,12 @@ def _add(router: BinlogRouter, each: Registered, schema: str) -> None:
     except RouteError as error:
         message = f"{error.message.rstrip('.')} ({each.place})."
         raise RouteError(message, hint=error.hint, code=error.code) from None
-    except TypeError as error:  # an option that there is not
+    except TypeError as error:  # an unknown option
         raise RouteError(f"{error} ({each.place}).") from None
 
 
 def load_project_router() -> BinlogRouter:
-    """Return the router that `manage.py cdc` uses; raises CDCError, with file and line of a mistake in the project."""
+    """Return the router that `manage.py cdc` uses. Raises CDCError, with file and line of a mistake in the project."""
     from listener.daemon.application import router_for
     from listener.daemon.settings import RouteSettings
 
@@ -58,5 +58,5 @@ def load_project_router() -> BinlogRouter:
 def _url_or_none() -> SecretStr | None:
     try:
         return SecretStr(database_url(database_alias()))
-    except SettingsError:  # routes can be looked at on any database, e.g. on the SQLite of a developer
+    except SettingsError:  # routes can be shown with any database, e.g. a developer's SQLite
         return None

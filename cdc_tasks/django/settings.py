@@ -1,4 +1,4 @@
-"""Settings of cdc-tasks among Django's: `CDC_NAME = "shop"` stands for the variable CDC_NAME."""
+"""Settings of cdc-tasks in Django's settings: `CDC_NAME = "shop"` replaces the variable CDC_NAME."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 _ROUTES: Final = "cdc_tasks.django.routes:setup_router"
 # With it Celery does not run all of Django's checks before it imports the tasks.
 SKIP_CHECKS: Final = "CELERY_SKIP_CHECKS"
-_OURS: Final = "_CDC_FROM_DJANGO"  # names of variables that were set here
+_OURS: Final = "_CDC_FROM_DJANGO"  # names of variables that this module set
 _WITHOUT_VARIABLE: Final = frozenset({"CDC_CONTEXT", "CDC_DATABASE"})
 
 
 def database_alias() -> str:
-    """Return the alias of the database that is watched: CDC_DATABASE, or `default`."""
+    """Return the alias of the watched database: CDC_DATABASE, or `default`."""
     named = os.environ.get("CDC_DATABASE") or getattr(conf.settings, "CDC_DATABASE", None)
     return str(named or "default")
 
@@ -42,26 +42,26 @@ def column_lists() -> bool:
 
 
 def application() -> str:
-    """Return what `celery -A` calls the Celery app: CDC_APP, or where projects of Django's have it."""
+    """Return the Celery app as for `celery -A`: CDC_APP, or its usual place in a Django project."""
     return str(_value("CDC_APP") or celery_app_name())
 
 
 def routes_reference() -> str:
-    """Return what CDC_ROUTES names: by default the routes of the installed apps."""
+    """Return CDC_ROUTES; by default the routes of the installed apps."""
     return str(_value("CDC_ROUTES") or _ROUTES)
 
 
 def put_into_environment() -> None:
-    """Set the variables that the listener reads from Django's settings; those that are set already stay.
+    """Set the listener's variables from Django's settings, except those that are already set.
 
-    Raises SettingsError for a value that no variable can have, and for a database that the listener cannot read.
+    Raises SettingsError for a value that a variable cannot have, and for a database that the listener cannot read.
     """
     for name in os.environ.pop(_OURS, "").split():  # a reload reads Django's settings again
         os.environ.pop(name, None)
     for name in _names():
         if name not in _WITHOUT_VARIABLE:
             _set(name, _text(name, getattr(conf.settings, name)))
-    # Also if DATABASE_URL is set: that may be written for django-environ. What Django made of it is in DATABASES.
+    # Even if DATABASE_URL is set: it may be in the form of django-environ. DATABASES has what Django made of it.
     if not is_set("CDC_DATABASE_URL"):
         _set("CDC_DATABASE_URL", database_url(database_alias()))
     _set("CDC_ROUTES", routes_reference())
@@ -70,7 +70,7 @@ def put_into_environment() -> None:
 
 
 def unknown_settings() -> Iterator[tuple[str, str | None]]:
-    """Yield each setting CDC_… that means nothing, and the one that was probably meant."""
+    """Yield each unknown setting CDC_…, and the one that was probably meant."""
     known = KNOWN | _WITHOUT_VARIABLE
     for name in _names():
         if name not in known:
@@ -100,8 +100,8 @@ def _text(name: str, value: Any) -> str:
         return ",".join(map(str, value))
     if not isinstance(value, str | int | float):
         raise SettingsError(
-            f"{name} of Django's settings is {type(value).__name__}, which no variable can be.",
-            hint=f"Write it as text, as docs/settings.md has it: {name} = '…'",
+            f"{name} in Django's settings is of type {type(value).__name__}, which a variable cannot have.",
+            hint=f"Write it as text, as in docs/settings.md: {name} = '…'",
             code="django_setting",
         )
     return str(value)

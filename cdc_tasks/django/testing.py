@@ -1,13 +1,13 @@
-"""For tests of a Django project: which tasks a piece of code would fire.
+"""For tests of a Django project: which tasks a block of code would fire.
 
-Two ways, which see different things:
+There are two ways, which see different changes:
 
 - `captured_commits()` reads PostgreSQL's log, as the listener does. It sees every row that was committed: by
   `save()`, `update()`, `bulk_create()`, a trigger, plain SQL. It needs a test that commits: `TransactionTestCase`, or
   pytest's `@pytest.mark.django_db(transaction=True)`. It takes about a second.
 - `captured_saves()` works in a `TestCase`, whose transaction is rolled back. It follows Django's signals. So it sees
-  `save()`, `create()` and `delete()`, and not what sends no signal: `update()`, `bulk_create()`, `bulk_update()`, a
-  ManyToManyField, SQL, triggers, a cascade in the database. It takes no rollback to a savepoint into account.
+  `save()`, `create()` and `delete()`. It does not see changes without a signal: `update()`, `bulk_create()`,
+  `bulk_update()`, a ManyToManyField, SQL, triggers, a cascade in the database. It ignores rollbacks to a savepoint.
 
     with captured_saves() as fired:
         order.mark_as_paid()
@@ -46,11 +46,11 @@ __all__ = ["CaptureError", "Captured", "captured_commits", "captured_saves"]
 
 
 class CaptureError(CDCError):
-    """The changes of this test cannot be captured in this way."""
+    """The changes of this test cannot be captured this way."""
 
 
 class Captured:
-    """The changes of a block, and what they fire; filled when the block has ended."""
+    """The changes of a block and what they fire; filled when the block has ended."""
 
     def __init__(self, router: BinlogRouter) -> None:
         self.changes: list[RowChange] = []
@@ -58,7 +58,7 @@ class Captured:
 
     @property
     def fired(self) -> list[Fired]:
-        """What the changes fire, in order, before `coalesce` and `batch` put it together."""
+        """What the changes fire, in order, before `coalesce` and `batch` combine it."""
         return [Fired.of(each) for each in self._router.tasks_for(self.changes)]
 
     def assert_fires(
@@ -72,11 +72,10 @@ class Captured:
         on_failure: OnFailure | None = None,
         times: int = 1,
     ) -> None:
-        """Raise AssertionError, with what did fire, unless the block fires `task` this many `times`.
+        """Raise AssertionError, with what did fire, unless the block fires `task` exactly `times` times.
 
-        With `args`, `kwargs`, `key`, `group` or `on_failure` only such calls count.
-        It fails as well if the Celery app has no such task, if the task
-        does not take its arguments, and if a change would be parked.
+        With `args`, `kwargs`, `key`, `group` or `on_failure`, only calls with these values count. It also fails if the
+        Celery app has no such task, if the task does not take its arguments, and if a change would be parked.
         """
         check_fired(
             self.fired,
@@ -106,12 +105,12 @@ class Captured:
 
 @contextmanager
 def captured_commits() -> Iterator[Captured]:
-    """Capture what the block commits, out of PostgreSQL's log; the database is that of CDC_DATABASE, or `default`.
+    """Capture what the block commits, from PostgreSQL's log; the database is that of CDC_DATABASE, or `default`.
 
-    It makes a temporary replication slot, and a publication that it drops. So the server needs `wal_level = logical`,
-    and the role REPLICATION and the ownership of the tables: what `manage.py cdc check` asks for.
+    It creates a temporary replication slot, and a publication that it drops afterwards. So the server needs
+    `wal_level = logical`, and the role needs REPLICATION and must own the tables, as for `manage.py cdc check`.
 
-    Raises CaptureError inside of a transaction and on other databases, and RecordingError with what to set.
+    Raises CaptureError inside a transaction and on other databases, and RecordingError with the missing configuration.
     """
     from listener.testing import Recorder
 
@@ -142,7 +141,7 @@ def _check_commits(connection: BaseDatabaseWrapper) -> None:
         )
     if connection.in_atomic_block:
         raise CaptureError(
-            "This test runs in a transaction, and what is not committed is not in the log.",
+            "This test runs in a transaction, and the log has only committed changes.",
             hint="Use django.test.TransactionTestCase or pytest.mark.django_db(transaction=True), or captured_saves().",
         )
 
@@ -152,10 +151,10 @@ def _check_commits(connection: BaseDatabaseWrapper) -> None:
 
 @contextmanager
 def captured_saves(using: str = DEFAULT_DB_ALIAS) -> Iterator[Captured]:
-    """Capture what the block saves and deletes one by one, by Django's signals; it may be rolled back later.
+    """Capture what the block saves and deletes one by one, from Django's signals; it may be rolled back later.
 
-    The rows are read from the database, on PostgreSQL with the texts that its log has. `before` has what the table's
-    replica identity gives: without REPLICA IDENTITY FULL, nothing for an UPDATE, and the key for a DELETE. On other
+    The rows are read from the database, on PostgreSQL with the texts that its log has. `before` has the columns of the
+    table's replica identity: without REPLICA IDENTITY FULL, nothing for an UPDATE, and the key for a DELETE. On other
     databases it has the whole row.
     """
     captured = Captured(load_project_router())
@@ -165,11 +164,13 @@ def captured_saves(using: str = DEFAULT_DB_ALIAS) -> Iterator[Captured]:
 
 
 class _Follower:
-    """Notes a change for each signal, and for each table of a model that inherits from others."""
+    """Records a change for each signal, and for each table of a model that inherits from others."""
 
     def __init__(self, connection: BaseDatabaseWrapper, changes: list[RowChange]) -> None:
         self._connection, self._changes = connection, changes
-        self._before: dict[tuple[int, type[Model]], Row] = {}  # by the instance's id: it is alive meanwhile
+        self._before: dict[
+            tuple[int, type[Model]], Row
+        ] = {}  # by the instance's id, which stays alive meanwhile
         self._signals = (
             (pre_save, self._remember),
             (post_save, self._saved),
@@ -215,7 +216,7 @@ Row = dict[str, Any]
 
 
 def _tables_of(model: type[Model]) -> list[type[Model]]:
-    """Return the models that have the row's tables, in the order in which Django inserts."""
+    """Return the models of the row's tables, in the order in which Django inserts."""
     concrete = model._meta.concrete_model or model
     return [*reversed(concrete._meta.get_parent_list()), concrete]
 
@@ -231,7 +232,7 @@ def _key(model: type[Model]) -> str:
 
 
 def _row(connection: BaseDatabaseWrapper, model: type[Model], key: Any) -> Row | None:
-    """Return the row as the log would have it; None if it is not there."""
+    """Return the row as the log would have it; None if it does not exist."""
     quote = connection.ops.quote_name
     found = f"FROM {quote(model._meta.db_table)} WHERE {quote(_key(model))} = %s"
     value = model._meta.pk.get_db_prep_value(key, connection)
@@ -273,7 +274,7 @@ _IN_THE_LOG: Final = {
 
 @contextmanager
 def _as_in_the_log(cursor: Any) -> Iterator[None]:
-    """Let the session print values as the listener's does, and then as before."""
+    """Make the session print values as the listener's does in the block."""
     names = list(_IN_THE_LOG)
     cursor.execute(f"SELECT {', '.join('current_setting(%s)' for _ in names)}", names)
     before = dict(zip(names, cursor.fetchone(), strict=True))
@@ -288,7 +289,7 @@ def _set(cursor: Any, values: dict[str, str]) -> None:
 
 
 def _has_whole_rows(connection: BaseDatabaseWrapper, model: type[Model]) -> bool:
-    """Return whether the log has all of an old row; of other databases than PostgreSQL that is the default."""
+    """Return whether the log has whole old rows; on databases other than PostgreSQL that is the default."""
     if connection.vendor != "postgresql":
         return True
     with connection.cursor() as cursor:

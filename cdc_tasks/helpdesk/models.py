@@ -13,7 +13,7 @@ __all__ = ["Ticket"]
 
 
 class Ticket(Base):
-    """One request, which a user works on for another."""
+    """One request, which one user works on for another."""
 
     __tablename__ = "tickets"
 

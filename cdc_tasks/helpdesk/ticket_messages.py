@@ -66,7 +66,7 @@ def _ticket_message(session: Session, notification: Notification) -> Message | N
 
 def _current_facts(data: TicketData, *, leave_out: Collection[str]) -> tuple[Fact, ...]:
     facts = {
-        "assigned_to_id": Fact("Assigned to", data["assigned_to"] or "nobody"),
+        "assigned_to_id": Fact("Assigned to", data["assigned_to"] or "no one"),
         "status": Fact("Status", data["status"] or "none"),
         "priority": Fact("Priority", data["priority"] or "none"),
         "created_by_id": Fact("Created by", data["created_by"] or "unknown"),
@@ -83,13 +83,13 @@ def _named(session: Session, column: str, value: Any) -> str:
     if column != "assigned_to_id":
         return "none" if value is None else str(value)
     if value is None:
-        return "nobody"
+        return "no one"
     user = session.get(User, value)
-    return user.name if user else "somebody who is gone"
+    return user.name if user else "a deleted user"
 
 
 def ticket_data(ticket: Ticket) -> TicketData:
-    """Return what a message shows of a ticket."""
+    """Return the ticket's data for a message."""
     data = TicketData(
         id=ticket.id,
         ticket_id=f"TKT-{ticket.id:05}",

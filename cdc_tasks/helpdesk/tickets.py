@@ -66,8 +66,11 @@ def _notify(change: RowChange, kind: str, changed: dict[str, tuple[Any, Any]] | 
         )
         for_managers = replace(notification, kind=f"manager_{kind}")
         managers = get_manager_ids(ticket.assigned_to_id, session)
-        told = [(ticket.assigned_to_id, notification), *((manager, for_managers) for manager in managers)]
-        count = notify_each(session, told)
+        recipients = [
+            (ticket.assigned_to_id, notification),
+            *((manager, for_managers) for manager in managers),
+        ]
+        count = notify_each(session, recipients)
     log.info("messages_queued", kind=kind, ticket_id=ticket_id, messages=count)
     return f"{counted(count, 'message')} queued"
 

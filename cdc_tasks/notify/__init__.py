@@ -1,4 +1,4 @@
-"""Notifications: their text, the accounts that get them, the rate limits, and the log of what was sent.
+"""Notifications: their text, the accounts that get them, the rate limits, and the log of sent messages.
 
 The names below are public: use them to add kinds of messages and services (docs/tasks.md).
 """

@@ -1,4 +1,4 @@
-"""Connected accounts: where a user wants messages."""
+"""Connected accounts: where users receive messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["connect", "ids_for_users", "load", "reseal_all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """An active account, its secret decrypted."""
+    """An active account with its decrypted secret."""
 
     id: int
     user_id: int
@@ -38,7 +38,7 @@ class UnknownUserError(CDCError):
 
 
 def ids_for_users(session: Session, user_ids: Sequence[int]) -> dict[int, list[int]]:
-    """Return the active accounts of each of these users who has some, oldest first."""
+    """Return the active accounts of these users, oldest first; users without one are left out."""
     query = select(ConnectedAccount.user_id, ConnectedAccount.id).where(
         ConnectedAccount.user_id.in_(user_ids), ConnectedAccount.is_active.is_(True)
     )
@@ -49,7 +49,7 @@ def ids_for_users(session: Session, user_ids: Sequence[int]) -> dict[int, list[i
 
 
 def load(session: Session, account_id: int) -> Account | None:
-    """Return the account, its secret decrypted; None if it is deleted or inactive. Raises SealedSecretError."""
+    """Return the account with its decrypted secret; None if it is deleted or inactive. Raises SealedSecretError."""
     row = session.get(ConnectedAccount, account_id)
     if row is None or not row.is_active:
         return None
@@ -65,7 +65,7 @@ def load(session: Session, account_id: int) -> Account | None:
 
 
 def connect(session: Session, *, email: str, service: str, address: str | None, secret: SecretStr) -> int:
-    """Add an account, its secret encrypted, and return its id; raises UnknownUserError and RefusedError."""
+    """Add an account, encrypt its secret, and return its id. Raises UnknownUserError and RefusedError."""
     user = session.scalar(select(User).where(User.email == email))
     if user is None:
         raise UnknownUserError(f"No user has the e-mail address {email}.")

@@ -1,4 +1,4 @@
-"""One message to one connected account: its own task with its own retries, sent once."""
+"""One message to one connected account: a task with its own retries; the message is sent once."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def deliver(  # noqa: PLR0917  # the arguments are passed by name
     quiet = preferences.of_row(account.preferences).quiet_seconds(datetime.now(UTC))
     if quiet:
         note.waits(quiet, message_record.QUIET_HOURS)
-        raise NotYetError("These are the user's quiet hours.", after=quiet)
+        raise NotYetError("The user has quiet hours now.", after=quiet)
     with _noted(note):
         was_sent = _send_once(account, message, note)
     if not was_sent:
@@ -86,9 +86,9 @@ def notify_users(session: Session, user_ids: Iterable[int], notification: Notifi
     return notify_each(session, [(user_id, notification) for user_id in user_ids])
 
 
-def notify_each(session: Session, told: Sequence[tuple[int, Notification]]) -> int:
-    """Queue one message for each account of each (user, notification); return and raise what `notify_users` does."""
-    messages = list(_messages(session, told))
+def notify_each(session: Session, recipients: Sequence[tuple[int, Notification]]) -> int:
+    """Queue one message for each account of each (user, notification); return and raise the same as `notify_users`."""
+    messages = list(_messages(session, recipients))
     try:
         with sent_together():
             for account_id, notification in messages:
@@ -99,15 +99,15 @@ def notify_each(session: Session, told: Sequence[tuple[int, Notification]]) -> i
 
 
 def _messages(
-    session: Session, told: Sequence[tuple[int, Notification]]
+    session: Session, recipients: Sequence[tuple[int, Notification]]
 ) -> Iterator[tuple[int, Notification]]:
     """Yield each account that gets a message, with the notification."""
-    if not told:
+    if not recipients:
         return
-    user_ids = [user_id for user_id, _ in told]
+    user_ids = [user_id for user_id, _ in recipients]
     chosen = preferences.of_users(session, user_ids)
     account_ids = accounts.ids_for_users(session, user_ids)
-    for user_id, notification in told:
+    for user_id, notification in recipients:
         reason = chosen[user_id].reason_not_to_send(notification.kind)
         if reason is None and user_id in account_ids:
             yield from ((account_id, notification) for account_id in account_ids[user_id])
@@ -131,13 +131,13 @@ def _queue(notification: Notification, account_id: int) -> None:
 
 
 def _delivery_id(notification: Notification, account_id: int) -> str:
-    """Return the id that is always the same for one change, kind of message and account."""
+    """Return an id that is always the same for one change, kind of message and account."""
     name = f"cdc_tasks:{notification.change_id}:{notification.kind}:{account_id}"
     return str(uuid5(NAMESPACE_URL, name))
 
 
 def _note(notification: Notification, account_id: int, account: accounts.Account | None) -> MessageNote:
-    """Return what the record of messages has of this one; of its earlier tries, no more than the errors' kinds."""
+    """Return the note for the record of messages; of earlier attempts it has only the kinds of errors."""
     attempts = (deliver.request.headers or {}).get(ATTEMPTS, ())
     return MessageNote(
         id=_delivery_id(notification, account_id),
@@ -152,13 +152,13 @@ def _note(notification: Notification, account_id: int, account: accounts.Account
 
 @contextmanager
 def _noted(note: MessageNote) -> Iterator[None]:
-    """Note why the message was not sent, if it was not."""
+    """Record why the message was not sent, if it was not."""
     try:
         yield
     except (
         NotYetError,
         CacheAwayError,
-    ):  # the rate limit notes its own waits; without Redis there is no record
+    ):  # the rate limit records its own waits; without Redis there is no record
         raise
     except Exception as error:
         kind = type(error).__name__

@@ -1,8 +1,8 @@
-"""The log of deliveries: one message to one account is sent once, however many workers try, and however often.
+"""The delivery log: a message to an account is sent once, however many workers try, and however often.
 
 A worker claims a message before it sends it, and marks it as sent afterwards. Redis does each in one atomic step, so
-two workers with the same message cannot both send. A claim is a lease by the steady clock. If the worker dies, the
-lease ends: then it is unknown whether the message was sent, and CDC_LOST_ANSWER decides.
+two workers with the same message cannot both send it. A claim is a lease by the steady clock. If the worker dies, the
+lease expires: then it is unknown whether the message was sent, and CDC_LOST_ANSWER decides.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ __all__ = ["CLAIM", "Claim", "DeliveryRecord", "claimed"]
 
 _LEASE = (
     65 + LONGEST_STEP
-)  # seconds; above the task's time limit: a worker with an older claim has ended, or is dead
-_FRESH: Final = 1.0  # seconds; a claim that was asked for longer ago is confirmed before the message is sent
+)  # seconds; above the task's time limit: a worker with an older claim has finished, or is dead
+_FRESH: Final = 1.0  # seconds; an older claim is confirmed before the message is sent
 _KEPT = 7 * 24 * 3600  # seconds; a change that is replayed later than this is sent again
 
 
 class Claim(StrEnum):
-    """The answer to a worker that wants to send."""
+    """The answer to a worker that is about to send."""
 
     FREE = "free"  # no worker has tried: send
     SENT = "sent"  # do not send
     UNKNOWN = "unknown"  # a worker tried, with unknown outcome; the claim is now ours
 
 
-# Functions for scripts. claim_before: the answer if nothing is to be done; claimed_by_another: the answer while another
-# worker's claim holds; claim: takes the record. Each answers with an outcome, and milliseconds until such a claim ends.
+# Functions for scripts. claim_before: the answer if there is nothing to do; claimed_by_another: the answer while
+# another worker's claim holds; claim: takes the record. Each answers with an outcome, and the milliseconds until that
+# claim ends.
 CLAIM: Final = """
 local function claim_before(record, holder)
     local found = redis.call('HMGET', record, 'sent', 'holder', 'before')
@@ -111,7 +112,7 @@ class DeliveryRecord:
         return [self.holder, int(_LEASE * 1000), _KEPT]
 
     def claim(self) -> Claim:
-        """Claim the message; raises NotYetError while another worker's claim holds, and CacheAwayError."""
+        """Claim the message. Raises NotYetError while another worker's claim holds, and CacheAwayError."""
         with cache.errors_translated():
             outcome, left = cache.client().register_script(_CLAIM)(
                 keys=[self.key, CLOCK], args=self.claim_arguments()
@@ -119,21 +120,21 @@ class DeliveryRecord:
         return claimed(outcome, left)
 
     def confirm_if_old(self) -> None:
-        """Confirm a claim that was not asked for just now; raises as `confirm`."""
+        """Confirm the claim if it is not recent; raises the same as `confirm`."""
         if monotonic() - self._asked_at > _FRESH:
             self.confirm()
 
     def confirm(self) -> None:
-        """Renew the claim before the message is sent; raises TryAgain if it is lost, and CacheAwayError.
+        """Renew the claim before the message is sent. Raises TryAgain if it is lost, and CacheAwayError.
 
-        This process may have been suspended since: then another worker has claimed the message, or has sent it.
+        If this process was suspended meanwhile, another worker may have claimed or sent the message.
         """
         with cache.errors_translated():
             is_ours = cache.client().register_script(_CONFIRM)(
                 keys=[self.key, CLOCK], args=[self.holder, int(_LEASE * 1000)]
             )
         if not is_ours:
-            raise TryAgain("Another worker has taken this message over.", after=1)
+            raise TryAgain("Another worker has taken over this message.", after=1)
 
     def sent(self, service: str) -> None:
         """Record that the service took the message: no worker sends it again."""
@@ -144,7 +145,7 @@ class DeliveryRecord:
         self._end("not sent")
 
     def unknown(self) -> None:
-        """Record that the outcome is unknown, and end the lease: the next attempt need not wait."""
+        """Record that the outcome is unknown, and end the lease, so that the next attempt does not wait."""
         self._end("unknown")
 
     def _end(self, outcome: str, service: str = "") -> None:
@@ -158,14 +159,16 @@ class DeliveryRecord:
             )
 
     def _kept(self, outcome: str) -> tuple[int, str]:
-        """Return how many messages the record keeps, and the note; other outcomes are noted with their error."""
+        """Return how many messages the record keeps, and the note. Other outcomes are recorded with their error."""
         if self.note is None or outcome != "sent":
             return 0, ""
         return worker_settings().cdc_messages_kept, self.note.text(message_record.SENT)
 
 
 def claimed(outcome: bytes, left: int) -> Claim:
-    """Return the answer of a script with CLAIM; raises NotYetError while another worker's claim holds."""
+    """Return the answer of a script with CLAIM. Raises NotYetError while another worker's claim holds."""
     if outcome == b"busy":
-        raise NotYetError("Another worker is sending this message, or died doing so.", after=left / 1000)
+        raise NotYetError(
+            "Another worker is sending this message, or died while sending it.", after=left / 1000
+        )
     return Claim(outcome.decode())

@@ -1,4 +1,4 @@
-"""What a message says, independent of the service, and which function composes which kind."""
+"""The content of a message, independent of the service, and the functions that compose each kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Message:
     """A message in plain text: each service escapes and shortens it."""
 
     heading: str  # what happened: "New Ticket"
-    title: str  # to what: "TKT-00123 Fix bug"
+    title: str  # what it happened to: "TKT-00123 Fix bug"
     facts: tuple[Fact, ...] = ()
     link: str | None = None
 
@@ -39,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """The reason for a message. It holds ids only, as it travels in a task's arguments."""
+    """The reason for a message. It has only ids, because it is in a task's arguments."""
 
     kind: str
     subject_id: int  # of the ticket, the user, …
@@ -72,7 +72,7 @@ def kinds() -> list[str]:
 
 
 def compose(session: Session, notification: Notification) -> Message | None:
-    """Return the message, composed from what the database holds now; None if its subject is deleted."""
+    """Compose the message from the current rows; None if its subject is deleted."""
     if notification.kind not in _composers:
         raise UnknownKindError(
             f"No function composes messages of the kind {notification.kind!r}.",

@@ -1,12 +1,12 @@
-"""The record of messages: who got what, by which service, after which tries; and what is held back until when.
+"""The record of messages: who got which message, by which service, after which attempts, and what is held back.
 
-It is for people: nothing is decided by it, and a message is sent without it too. The last `CDC_MESSAGES_KEPT` messages
-that ended are a stream in the Redis of CACHE_URL. What is held back (quiet hours, a rate limit, a retry) is a hash, and
-a sorted set by the time until which it is. Both have numbers of accounts and rows, and kinds of errors: no text, no
-name, no address, no secret.
+It is only for people: no decision depends on it, and messages are sent even if it cannot be written. The last
+`CDC_MESSAGES_KEPT` finished messages are a stream in the Redis of CACHE_URL. Messages that are held back (quiet hours,
+a rate limit, a retry) are in a hash, and in a sorted set by the time when they continue. The record has ids of accounts
+and rows, and kinds of errors: no text, no name, no address, no secret.
 
-A message is noted in the script that marks it as sent or lets it wait. Only one that fails, or meets quiet hours, takes
-a round trip more.
+A message is recorded in the same script that marks it as sent or makes it wait. Only a failed message, or one in quiet
+hours, needs an additional round trip.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ _LOG: Final = "cdc:messages"  # a stream
 _HELD: Final = "cdc:messages:held"  # a hash: id, milliseconds since when, and the note
 _UNTIL: Final = "cdc:messages:until"  # a sorted set: id, milliseconds until when
 KEYS: Final = (_LOG, _HELD, _UNTIL)
-_MOST_HELD: Final = 10_000  # beyond it those are forgotten that should have gone on longest ago
-_FORGOTTEN: Final = 3600.0  # seconds; what should have gone on before was purged, or died with its worker
+_MOST_HELD: Final = 10_000  # beyond this, those that should have continued longest ago are removed
+_FORGOTTEN: Final = 3600.0  # seconds; messages overdue for longer were purged, or died with their worker
 _PAGE: Final = 2_000  # entries that are read at a time, at most
 _MOST_LOOKED_AT: Final = 20_000
 _PLACE: Final = re.compile(r"\d{1,15}-\d{1,15}")
@@ -97,7 +97,7 @@ local function message_ended(first, id, kept, text)
         redis.call('ZREM', untils, id)
     end
     local since = found and string.match(found, '^%d+') or ''
-    -- pcall: a user of Redis who may not do this must not hold up messages
+    -- pcall: a Redis user without this right must not hold up messages
     if tonumber(kept) > 0 then redis.pcall('XADD', log, 'MAXLEN', '~', kept, '*', 'note', text, 'since', since) end
 end
 """
@@ -109,12 +109,12 @@ _NOTE_END: Final = f"{ENDED} message_ended(1, ARGV[1], ARGV[2], ARGV[3])"
 
 
 class RecordRefusedError(CDCError):
-    """Redis does not show the record of messages to this user."""
+    """The Redis user may not read the record of messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageNote:
-    """One message to one account, and what became of it so far."""
+    """One message to one account, and its state so far."""
 
     id: str  # the delivery's, which is its task's id
     account_id: int
@@ -124,7 +124,7 @@ class MessageNote:
     service: str
     state: str = ""
     reason: str = ""  # the kind of the last error, or why there was nothing to send
-    tries: Sequence[Mapping[str, Any]] = ()  # those that failed: at, error (its kind), waits (seconds)
+    tries: Sequence[Mapping[str, Any]] = ()  # failed attempts: at, error (its kind), waits (seconds)
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
@@ -132,7 +132,7 @@ class MessageNote:
         return cls(**json.loads(text))
 
     def text(self, state: str, reason: str = "") -> str:
-        """Return the note as scripts take it; empty if none is to be kept."""
+        """Return the note for the scripts; empty if none is kept."""
         if not worker_settings().cdc_messages_kept:
             return ""
         note = replace(self, state=state, reason=reason)
@@ -140,11 +140,11 @@ class MessageNote:
         return json.dumps(fields, separators=(",", ":"))
 
     def waits(self, seconds: float, state: str, reason: str = "") -> None:
-        """Note that it is held back for so long. What goes wrong with the note goes wrong without an error."""
+        """Record that it is held back for that time. Errors of the record are ignored."""
         self._note(_NOTE_WAIT, int(seconds * 1000), self.text(state, reason))
 
     def ended(self, state: str, reason: str = "") -> None:
-        """Note that it is over, and was not sent."""
+        """Record that it has ended without being sent."""
         self._note(_NOTE_END, worker_settings().cdc_messages_kept, self.text(state, reason))
 
     def _note(self, script: str, number: int, text: str) -> None:
@@ -159,7 +159,7 @@ class Entry:
 
     place: str  # in the record
     at: datetime
-    held_since: datetime | None  # when it was held back first; None: it never was
+    held_since: datetime | None  # when it was first held back; None: never
     note: MessageNote
 
 
@@ -177,7 +177,7 @@ class Found:
     """Some messages, the newest first."""
 
     entries: Sequence[Entry]
-    older: str | None  # the place behind which to go on; None: there are no older ones
+    older: str | None  # the place to continue after; None: there are no older ones
 
 
 def ended(
@@ -188,10 +188,10 @@ def ended(
     state: str = "",
     most: int = 100,
 ) -> Found:
-    """Return the last messages that ended; raises CacheAwayError, RecordRefusedError.
+    """Return the last finished messages. Raises CacheAwayError, RecordRefusedError.
 
-    `behind`: only older ones than at this place. `accounts`, None: of all. Looks at 20,000 of them at most, so that a
-    page comes soon.
+    `behind`: only messages older than this place. `accounts`: None for all. It examines at most 20,000 messages, to
+    stay fast.
     """
     wanted = _pattern(accounts, service, state)
     found, place, looked, size = list[Entry](), behind, 0, 2 * most
@@ -210,7 +210,7 @@ def ended(
 
 
 def _pattern(accounts: Collection[int] | None, service: str, state: str) -> re.Pattern[bytes]:
-    """Return what the text of a note that is wanted has: most notes need not be parsed."""
+    """Return a pattern that the text of each wanted note matches, so that most notes need no parsing."""
     parts = []
     if accounts is not None:
         parts.append(rf'"account_id":(?:{"|".join(map(str, sorted(accounts))) or "none"}),')
@@ -229,7 +229,7 @@ def count() -> int:
 
 
 def find(place: str) -> Entry | None:
-    """Return the message at a place of the record; None if the record has dropped it. Raises what `ended` raises."""
+    """Return the message at a place of the record; None if it is no longer there. Raises what `ended` raises."""
     if _PLACE.fullmatch(place) is None:
         return None
     with _errors_translated():
@@ -238,15 +238,15 @@ def find(place: str) -> Entry | None:
 
 
 def held_back(most: int = 200) -> tuple[list[HeldBack], int]:
-    """Return what is held back, the first to go on first, and how many there are; raises what `ended` raises."""
+    """Return the messages that are held back, next one first, and their number. Raises what `ended` raises."""
     client: Any = cache.client()
     lowest = int((time() - _FORGOTTEN) * 1000)
     with _errors_translated():
         number = int(client.zcount(_UNTIL, lowest, "+inf"))
         names = client.zrangebyscore(_UNTIL, lowest, "+inf", start=0, num=most, withscores=True)
         texts = client.hmget(_HELD, [name for name, _ in names]) if names else []
-    told = [(until, text) for (_, until), text in zip(names, texts, strict=True) if text is not None]
-    return [_held(until, text) for until, text in told], number
+    notes = [(until, text) for (_, until), text in zip(names, texts, strict=True) if text is not None]
+    return [_held(until, text) for until, text in notes], number
 
 
 def find_held(message: str) -> HeldBack | None:
@@ -265,7 +265,7 @@ def _page(behind: str | None, size: int) -> list[Any]:
 
 
 def _before(place: str) -> str:
-    """Return the place in front of this one; servers before 6.2 know no open intervals."""
+    """Return the place before this one: servers before 6.2 do not support open intervals."""
     if _PLACE.fullmatch(place) is None:
         return "+"
     milliseconds, number = map(int, place.split("-"))
@@ -298,6 +298,6 @@ def _errors_translated() -> Iterator[None]:
             yield
     except NoPermissionError as error:
         raise RecordRefusedError(
-            f"Redis at {cache.where()} does not show the record of messages: {error}",
+            f"Redis at {cache.where()} refuses to read the record of messages: {error}",
             hint="Allow it: ACL SETUSER <user> +xadd +xrange +xrevrange",
         ) from error

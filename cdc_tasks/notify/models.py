@@ -1,4 +1,4 @@
-"""The tables that notifications need: users, accounts and preferences. The real ones may have more columns."""
+"""The tables that notifications need: users, accounts and preferences. Real tables may have more columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class User(Base):
 
 
 class ConnectedAccount(Base):
-    """Where a user wants messages."""
+    """Where a user receives messages."""
 
     __tablename__ = "connected_accounts"
 

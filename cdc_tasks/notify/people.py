@@ -1,4 +1,4 @@
-"""Whose the accounts are, for a person who reads the record of messages: one query, by an index."""
+"""The owners of accounts, for people who read the record of messages: one query that uses an index."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class AccountOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A user, what the user has asked for, and the accounts."""
+    """A user with preferences and accounts."""
 
     id: int
     name: str
     email: str
     muted_kinds: tuple[str, ...]
     manager_copies: bool
-    quiet_until: datetime | None  # when the quiet hours end in which it is now
+    quiet_until: datetime | None  # the end of the current quiet hours; None: there are none now
     accounts: tuple[AccountOf, ...]
 
 
 def owners_of(account_ids: Collection[int]) -> dict[int, Owner]:
-    """Return the owner of each of these accounts that is there; raises DatabaseAwayError, DatabaseRefusedError."""
+    """Return the owners of these accounts, if they exist. Raises DatabaseAwayError, DatabaseRefusedError."""
     if not account_ids:
         return {}
     found = _owners(ConnectedAccount.id.in_(sorted(account_ids)[:_MOST]))

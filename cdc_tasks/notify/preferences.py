@@ -34,7 +34,7 @@ class BadPreferenceError(CDCError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
-    """The preferences of one user; by default every message, at any time."""
+    """The preferences of one user; by default all messages, at any time."""
 
     muted_kinds: frozenset[str] = frozenset()
     manager_copies: bool = True
@@ -45,7 +45,7 @@ class Preferences:
     def reason_not_to_send(self, kind: str) -> str | None:
         """Return why the user gets no message of this kind, or None."""
         if kind in self.muted_kinds:
-            return "the user has muted these"
+            return "the user has muted this kind"
         if kind.startswith(_MANAGER_PREFIX) and not self.manager_copies:
             return "the user wants no copies for managers"
         return None
@@ -65,12 +65,12 @@ class Preferences:
             ends += timedelta(days=1)
         return (
             ends.astimezone(UTC) - now
-        ).total_seconds()  # in UTC, as the local clock may change in between
+        ).total_seconds()  # in UTC, because the local clock may change in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceChanges:
-    """What to change; None: leave it."""
+    """The preferences to change; None: no change."""
 
     mute: list[str] = field(default_factory=list)
     unmute: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class PreferenceChanges:
 
 
 def of_row(row: NotificationPreferences | None) -> Preferences:
-    """Return the preferences of the user with this row, or with none."""
+    """Return the preferences of a user with this row, or without one."""
     return Preferences() if row is None else _preferences(row)
 
 
@@ -103,7 +103,7 @@ def _preferences(row: NotificationPreferences) -> Preferences:
 
 
 def change(session: Session, email: str, changes: PreferenceChanges) -> str:
-    """Store the changes, and return a summary for people; raises UnknownUserError and BadPreferenceError."""
+    """Store the changes, and return a summary as text. Raises UnknownUserError and BadPreferenceError."""
     user = session.scalar(select(User).where(User.email == email))
     if user is None:
         raise UnknownUserError(f"No user has the e-mail address {email}.")
@@ -119,7 +119,7 @@ def change(session: Session, email: str, changes: PreferenceChanges) -> str:
 def _apply(row: NotificationPreferences, changes: PreferenceChanges) -> None:
     unknown = sorted({*changes.mute, *changes.unmute} - set(kinds()))
     if unknown:
-        raise BadPreferenceError(f"There is no kind {unknown[0]!r}; there are: {', '.join(kinds())}.")
+        raise BadPreferenceError(f"There is no kind {unknown[0]!r}; the kinds are: {', '.join(kinds())}.")
     row.muted_kinds = ",".join(sorted({*_words(row.muted_kinds), *changes.mute} - {*changes.unmute}))
     if changes.manager_copies is not None:
         row.manager_copies = changes.manager_copies

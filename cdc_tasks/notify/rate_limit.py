@@ -4,8 +4,8 @@ A message is sent only at the time reserved for it: the next free time of its ch
 message that must wait gets the number of seconds, and its task is retried; no worker blocks. Redis decides atomically,
 by the steady clock, and claims the message in the same step.
 
-The order is the broker's: the messages to one account have a key (`cdc_tasks/routing/message_groups.py`), so the others
-of an account wait behind the one that is retried.
+The broker keeps the order: the messages to one account have a key (`cdc_tasks/routing/message_groups.py`), so while one
+is retried, the account's later messages wait.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel"]
 
-# The times that are reserved for a message are in its delivery record. A message that was sent before reserves none.
-# Nor does a repeated call after a lost answer. The other keys expire after a day, which is longer than any wait.
+# A message's reserved times are in its delivery record. A message that was sent before reserves none, and neither does
+# a repeated call after a lost answer. The other keys expire after a day, which is longer than any wait.
 # KEYS: the delivery record, the next free time of the channel, of the service, the clock, the totals; ARGV:
-# milliseconds between two messages to the channel, to the service, the longest wait, what CLAIM needs, the total's, the
-# message's id, its note. Behind KEYS[5] are those of the record of messages.
+# milliseconds between two messages to the channel, to the service, the longest wait, CLAIM's arguments, the field of
+# the total, the message's id, its note. After KEYS[5] come the keys of the record of messages.
 _ACQUIRE: Final = f"""{STEADY}{CLAIM}{totals.COUNT}{message_record.WAITS}
 local record, holder = KEYS[1], ARGV[4]
 local before = claim_before(record, holder)
@@ -75,7 +75,7 @@ if free > tonumber(redis.call('GET', KEYS[1]) or 0) then redis.call('SET', KEYS[
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Where an account's messages go: several accounts may lead to one."""
+    """Where an account's messages go. Several accounts may share one channel."""
 
     service: str
     key: str  # in Redis: its next free time
@@ -88,9 +88,9 @@ class Channel:
         return cls(account.service, f"cdc:pace:{account.service}:{sha256(name.encode()).hexdigest()[:16]}")
 
     def acquire(self, rate: Rate, record: DeliveryRecord) -> Claim:
-        """Claim the message of this record if it may be sent now, in one step.
+        """Claim the message of this record in one step, if it may be sent now.
 
-        Raises NotYetError with the wait, also while another worker's claim holds, and CacheAwayError.
+        Raises NotYetError with the wait (also while another worker's claim holds), and CacheAwayError.
         """
         between = (_milliseconds_between(rate.channel), _milliseconds_between(rate.service))
         with cache.errors_translated():
@@ -108,11 +108,11 @@ class Channel:
                 ],
             )
         if outcome == b"wait":
-            raise NotYetError("The rate limit lets no message through now.", after=milliseconds / 1000)
+            raise NotYetError("The rate limit allows no message now.", after=milliseconds / 1000)
         return claimed(outcome, milliseconds)
 
     def block(self, seconds: float) -> None:
-        """Let nothing go to this channel for some seconds, as the service demands. Raises CacheAwayError."""
+        """Block this channel for some seconds, as the service demands. Raises CacheAwayError."""
         milliseconds = int(min(max(seconds, 0.001), MAX_WAIT) * 1000)
         with cache.errors_translated():
             cache.client().register_script(_BLOCK)(keys=[self.key, CLOCK], args=[milliseconds])

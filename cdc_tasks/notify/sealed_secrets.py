@@ -50,7 +50,7 @@ def _keys() -> MultiFernet:
     secret = worker_settings().cdc_secret_key
     if secret is None:
         raise SealedSecretError(
-            "CDC_SECRET_KEY is not set: without it connected accounts can neither be read nor added.",
+            "CDC_SECRET_KEY is not set: without it connected accounts cannot be read or added.",
             hint='export CDC_SECRET_KEY="$(python -m cdc_tasks new-key)"   # once; keep it',
         )
     return MultiFernet([Fernet(key.strip()) for key in secret.get_secret_value().split(",")])
@@ -59,6 +59,6 @@ def _keys() -> MultiFernet:
 def _wrong_key() -> SealedSecretError:
     return SealedSecretError(
         "No key in CDC_SECRET_KEY decrypts this account's secret.",
-        hint="add the key that it was encrypted with, behind the new one and a comma, and then run: "
+        hint="add the key that encrypted it, after the new one and a comma, and then run: "
         "python -m cdc_tasks rotate-key",
     )

@@ -1,4 +1,4 @@
-"""Why a message was not sent, or may not have been: the error decides what happens next."""
+"""Why a message was not sent, or may not have been sent. The error decides what happens next."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class UnavailableError(NotSentError, TryAgain):
 
 
 class RateLimitedError(UnavailableError):
-    """The service limits the rate, and says how long to wait."""
+    """The service limits the rate, and states how long to wait."""
 
 
 class AnswerLostError(TryAgain):

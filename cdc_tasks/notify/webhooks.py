@@ -1,8 +1,8 @@
-"""Which URLs a webhook may have. A worker reaches private addresses; no user may make it call them.
+"""Which URLs a webhook may have. A worker can reach private addresses; no user may make it call them.
 
 `checked_url` and the call use the same parse of the URL. A URL that two parsers could read differently (a backslash, a
-user name) is refused. `post` follows no redirect. It closes a connection to an address that is not public before it
-sends anything: only then is the host's address known.
+user name) is refused. `post` follows no redirect. It checks the host's address after connecting, when it is known, and
+closes a connection to an address that is not public before it sends anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["WebhookURL", "checked_url", "is_private_address", "post"]
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _TLS_PORT: Final = 443
-# The characters of a URL by RFC 3986. A backslash is none of them: some parsers read it as a slash.
+# The characters of a URL by RFC 3986. A backslash is not among them: some parsers read it as a slash.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9:/?#\[\]@!$&'()*+,;=._~%-]+")
 _NAT64: Final = 0x0064_FF9B << 96
 
@@ -55,7 +55,7 @@ def checked_url(text: str, hosts: Iterable[str], *, allow_loopback: bool = False
     if allow_loopback and url.host in _LOOPBACK and url.scheme in {"http", "https"}:
         return WebhookURL(url.url, is_loopback=True)
     if url.scheme != "https":
-        raise RefusedError("A webhook's URL starts with https://.")
+        raise RefusedError("A webhook's URL must start with https://.")
     _check_host(url, tuple(hosts))
     return WebhookURL(url.url, is_loopback=False)
 
@@ -70,7 +70,7 @@ def _parsed(text: str) -> Url:
     if not url.scheme or not url.host or "%" in url.host:
         raise RefusedError("This is not a URL.")
     if url.auth is not None:
-        raise RefusedError("A webhook's URL has no user name.")
+        raise RefusedError("A webhook's URL must not have a user name.")
     return url
 
 

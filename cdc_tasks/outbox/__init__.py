@@ -1,1 +1,1 @@
-"""What an application writes into its transaction for the listener."""
+"""Messages that an application writes into its transaction for the listener."""

@@ -1,7 +1,7 @@
-"""Who acts now: a request or a task. Before the first write of each of its transactions the context is written.
+"""The current actor: a request or a task. Its context is written before the first write of each of its transactions.
 
-The values are asked for then, and not before: a request that only reads costs nothing, and by then it is known who is
-logged in. A read is never preceded by a context: on PostgreSQL that would make a write of it.
+The values are computed only then: a request that only reads costs nothing, and by then it is known who is logged in.
+A read never gets a context: on PostgreSQL that would turn a read-only transaction into a write.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _Values = Callable[[], Mapping[str, Any] | None]
 
 
 class Actor:
-    """What acts: its values are known when the first transaction writes."""
+    """The actor. Its values are computed when its first transaction writes."""
 
     def __init__(self, values: _Values) -> None:
         self._values = values
 
     def values(self) -> dict[str, Any]:
-        """Return what its transactions say; empty: nothing. A function of the application's may raise anything."""
+        """Return the context of its transactions; empty: none. The application's function may raise anything."""
         return {name: value for name, value in (self._values() or {}).items() if value is not None}
 
 
@@ -51,18 +51,18 @@ _actor: ContextVar[Actor | None] = ContextVar("cdc_tasks_actor", default=None)
 
 
 def begin(values: _Values) -> Token[Actor | None]:
-    """Let what runs from here on in this thread or task act with these values; return what `end` needs."""
+    """Make these values the current actor's in this thread or asyncio task; return the token for `end`."""
     return _actor.set(Actor(values))
 
 
 def end(token: Token[Actor | None]) -> None:
-    """Let nobody act any more."""
+    """Remove the current actor."""
     _actor.reset(token)
 
 
 @contextmanager
 def acting(values: _Values) -> Iterator[None]:
-    """Let the block act with these values."""
+    """Make these values the current actor's in the block."""
     token = begin(values)
     try:
         yield
@@ -71,20 +71,20 @@ def acting(values: _Values) -> Iterator[None]:
 
 
 def request_id_of(given: str | None) -> str:
-    """Return the id that a request brings along, if it is one, or a new one."""
+    """Return the id that came with the request if it is valid, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid4())
 
 
 def say_before(statement: str, connection: Any, said: Actor | None) -> Actor | None:
-    """Write the context if this statement is the first write of its transaction; return who has said it.
+    """Write the context if this statement is the first write of its transaction; return the actor who wrote it.
 
-    `said` is who has said it before in this transaction. What goes wrong is logged: no write of the application's
-    fails because of the context.
+    `said` is the actor who wrote it earlier in this transaction. Errors are logged: an application's write never fails
+    because of the context.
     """
     actor = _actor.get()
     if actor is None or actor is said or not writes(statement):
         return said
-    token = _actor.set(None)  # what is read for the values, and the context itself, say nothing
+    token = _actor.set(None)  # statements that read the values or write the context need no context
     try:
         values = actor.values()
         if values:
@@ -97,7 +97,7 @@ def say_before(statement: str, connection: Any, said: Actor | None) -> Actor | N
 
 
 def writes(statement: str) -> bool:
-    """Return whether a statement may write rows. A SELECT does not, whatever its functions do."""
+    """Return whether a statement may write rows. A SELECT counts as a read, whatever its functions do."""
     match = _COMMENT.match(statement)
     found = _WORD.match(statement, match.end() if match else 0)
     word = found[0].upper() if found else ""
@@ -107,5 +107,5 @@ def writes(statement: str) -> bool:
 
 
 def takes_back(statement: str) -> bool:
-    """Return whether it rolls back to a savepoint, and what the transaction has said with it."""
+    """Return whether it rolls back to a savepoint, and so may undo the context."""
     return _BACK.match(statement) is not None

@@ -1,4 +1,4 @@
-"""`write_context`: what a request or a task writes through an engine of SQLAlchemy's says who it was."""
+"""`write_context`: the writes of a request or a task through a SQLAlchemy engine carry its context."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from cdc_tasks.outbox.current import say_before, takes_back
 
 __all__ = ["write_context"]
 
-_SAID: Final = "cdc_tasks_said"  # who has said it in the connection's transaction
+_SAID: Final = "cdc_tasks_said"  # the actor whose context the connection's transaction has
 _KINDS: Final = frozenset({"postgresql", "mysql", "mariadb"})
 
 
 def write_context(engine: Any) -> None:
-    """Let each transaction of the engine that writes say who acts: a request, or a task.
+    """Add the context of the current request or task to each transaction of the engine that writes.
 
-    Call it once, where the engine is made: an Engine, or an AsyncEngine. Who acts comes from the middleware
-    (`cdc_tasks.web.asgi`, `cdc_tasks.web.flask`), and from `cdc_tasks.install(app, context=True)` for tasks. The
-    context is written before the first statement that writes; without an actor nothing is done.
+    Call it once, where you create the Engine or AsyncEngine. The context comes from the middleware
+    (`cdc_tasks.web.asgi`, `cdc_tasks.web.flask`), and for tasks from `cdc_tasks.install(app, context=True)`. It is
+    written before the first statement that writes. Outside of requests and tasks nothing is written.
 
-    A connection that commits each statement by itself (AUTOCOMMIT) says nothing. On MySQL and MariaDB the table
+    A connection that commits each statement by itself (AUTOCOMMIT) writes no context. On MySQL and MariaDB the table
     `cdc_tasks_marks` is needed, as for `cdc_tasks.enqueue`.
     """
     from sqlalchemy import event

@@ -1,4 +1,4 @@
-"""`enqueue`: a task that runs if, and only if, the transaction commits."""
+"""`enqueue`: a task that runs if and only if the transaction commits."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ def enqueue(
     key: Sequence[Any] | None = None,
     **options: Any,
 ) -> str:
-    """Let the transaction that is open on `connection` enqueue a task; return the task's id.
+    """Enqueue a task in the transaction that is open on `connection`; return the task's id.
 
-    The task is sent when the transaction commits, and never if it rolls back, also to a savepoint. It comes in the
-    order of the commits, at its place among the changes of the transaction. On Redis it is sent exactly once. The
-    listener's routes have to accept it: `router.accept("shop.*")`.
+    The task is sent when the transaction commits. It is never sent if the transaction rolls back, even to a savepoint.
+    Tasks are sent in the order of the commits, each at its place among the changes of its transaction. On Redis a task
+    is sent exactly once. The listener's routes must accept it: `router.accept("shop.*")`.
 
-    `connection` is a Session or Connection of SQLAlchemy's, a connection of Django's, or a DB-API connection (psycopg 2
-    and 3, PyMySQL, mysqlclient). With an AsyncSession: `await session.run_sync(cdc_tasks.enqueue, task, …)`.
+    `connection` is a SQLAlchemy Session or Connection, a Django connection, or a DB-API connection (psycopg 2 and 3,
+    PyMySQL, mysqlclient). With an AsyncSession: `await session.run_sync(cdc_tasks.enqueue, task, …)`.
 
-    `task` is a name, or Celery's task: then its signature is checked. `args` and `kwargs` are its arguments, as JSON
-    has them. `task_id` is the task's id, by default a new UUID. `key` puts it into a message group:
-    `("orders", order.id)`, as `key_headers` takes it, and `on_failure="hold"` may go with it. `options` are Celery's:
+    `task` is a name, or the Celery task: then its signature is checked. `args` and `kwargs` are its arguments, as JSON
+    values. `task_id` is the task's id, by default a new UUID. `key` puts it into a message group:
+    `("orders", order.id)`, as `key_headers` takes it, with `on_failure="hold"` if you want it. `options` are Celery's:
     queue, exchange, routing_key, priority, countdown, eta, expires, headers, shadow, ignore_result, delivery_mode,
     time_limit, soft_time_limit. `countdown` and a number of seconds as `expires` count from when the listener sends
     the task.
 
-    Raises EnqueuedTaskError for arguments and options that make no message, KeyValueError, TypeError if the task does
-    not take the arguments, and MarkError where the connection has no transaction, or its database no such messages.
+    Raises EnqueuedTaskError for invalid arguments and options, KeyValueError for an invalid key, and TypeError if the
+    task does not take the arguments. Raises MarkError if the connection has no open transaction, or if its database
+    does not support such messages.
     """
     known = task_of(task)
     if known.parameters is not None:
@@ -68,18 +69,18 @@ def enqueue(
 
 
 def message_of(fields: Mapping[str, Any]) -> str:
-    """Return the message, as the log gets it; raises EnqueuedTaskError if it is too large, or has what JSON has not."""
+    """Return the message for the log. Raises EnqueuedTaskError if it is too large, or not representable in JSON."""
     try:
         content: str = dumps({ENQUEUE: fields})
     except (TypeError, ValueError) as error:
         raise EnqueuedTaskError(
-            f"The arguments of {fields['task']} are not what JSON has: {error}.",
+            f"The arguments of {fields['task']} cannot be written as JSON: {error}.",
             hint="Pass ids, texts and numbers, and read the rest in the task.",
             code="not_json",
         ) from error
     if len(content) > LARGEST:
         raise EnqueuedTaskError(
-            f"The task {fields['task']} would be a message of {len(content)} bytes, and {LARGEST} is the limit.",
+            f"The task {fields['task']} would be a message of {len(content)} bytes; the limit is {LARGEST}.",
             hint="Store the data, and pass its id.",
             code="enqueued_too_large",
         )
@@ -89,7 +90,7 @@ def message_of(fields: Mapping[str, Any]) -> str:
 def _fields(
     args: Sequence[Any], kwargs: Mapping[str, Any], key: Sequence[Any] | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the message says beside the task and its id, without what is empty."""
+    """Return the message's fields other than the task and its id, without empty ones."""
     said = {name: value for name, value in _plain(options) if value is not None}
     fields = {
         "args": list(args),
@@ -101,7 +102,7 @@ def _fields(
 
 
 def _plain(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the options as JSON has them: times as ISO 8601, a time span in seconds."""
+    """Yield the options as JSON values: times as ISO 8601, a time span in seconds."""
     for name, value in options.items():
         if isinstance(value, datetime):
             yield name, (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()

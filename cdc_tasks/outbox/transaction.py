@@ -1,4 +1,4 @@
-"""What an application's transaction says in the database's log, on whatever connection the application has."""
+"""Writes messages of an application's transaction into the database's log, on any kind of connection."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cdc_tasks.routing.enqueued import CREATE_MARKS, MESSAGE_PREFIX
 
 __all__ = ["MarkError", "check_transaction", "emit"]
 
-# PostgreSQL files a message under the end of its record, and a row under the beginning. Between two subtransactions,
-# which it merges by that, a message and the row that follows it are equal, and may come in the wrong order. A second
-# message is between them then. The transaction's first message needs none, unless it is in a savepoint: of equals,
-# PostgreSQL begins with what is outside of all savepoints.
+# PostgreSQL orders a message by the end of its log record, and a row by the beginning of its record. It merges
+# subtransactions by these positions. So a message and the row after it have equal positions, and may come in the wrong
+# order if they belong to two subtransactions. A second message separates them. The transaction's first message needs
+# none, unless it is in a savepoint: for equal positions PostgreSQL begins with what is outside of all savepoints.
 _EMIT: Final = (
     "SELECT pg_logical_emit_message(true, {prefix}, {content}), "
     "pg_logical_emit_message(true, 'cdc_tasks_spacer', '')"
@@ -31,25 +31,25 @@ class MarkError(CDCError):
 
 
 def check_transaction(connection: Any) -> None:
-    """Raise MarkError for a connection that commits each statement by itself, and for one that has to be awaited."""
+    """Raise MarkError for a connection that commits each statement by itself, and for an asynchronous one."""
     connection = _unwrapped(connection)
     if _is_async(connection):
         raise MarkError(
-            "The connection's calls have to be awaited, and this one is not.",
+            "The connection is asynchronous, and this call does not await it.",
             hint="With SQLAlchemy: await session.run_sync(cdc_tasks.enqueue, task, …). "
             "Without it, run the SQL statement of docs/enqueue.md.",
             code="mark_async",
         )
     if _commits_each_statement(connection):
         raise MarkError(
-            "The connection commits each statement by itself, so a mark would hold for no change.",
+            "The connection commits each statement by itself, so the mark would apply to no change.",
             hint="Open a transaction first, e.g. with django.db.transaction.atomic(), or set autocommit = False.",
             code="mark_in_autocommit",
         )
 
 
 def _is_async(connection: Any) -> bool:
-    """Return whether it is an AsyncSession or AsyncConnection, or a connection of an asynchronous driver's."""
+    """Return whether it is an AsyncSession, an AsyncConnection, or a connection of an asynchronous driver."""
     modules = _modules(connection)
     return (
         any(each.startswith(("sqlalchemy.ext.asyncio", "asyncpg.")) for each in modules)
@@ -68,15 +68,15 @@ def _commits_each_statement(connection: Any) -> bool:
 
 
 def _has_begun(connection: Any) -> bool:
-    """Return whether a connection of psycopg's in autocommit mode is in a transaction that was begun explicitly."""
+    """Return whether a psycopg connection in autocommit mode is in a transaction that was begun explicitly."""
     return bool(getattr(getattr(connection, "info", None), "transaction_status", 0))
 
 
-_IN_TRANSACTION: Final = 1  # a flag of the protocol's: BEGIN was called
+_IN_TRANSACTION: Final = 1  # a flag of the protocol: BEGIN was executed
 
 
 def emit(connection: Any, content: str) -> None:
-    """Let the connection's transaction say something in the log, before the changes that follow; raises MarkError."""
+    """Write a message of the connection's transaction into the log, before its next changes. Raises MarkError."""
     connection = _unwrapped(connection)
     vendor = _vendor(connection)
     if vendor == "postgresql":
@@ -85,7 +85,7 @@ def emit(connection: Any, content: str) -> None:
         _emit_row(connection, content)
     else:
         raise MarkError(
-            f"Only PostgreSQL, MySQL and MariaDB take such a mark, and this is {vendor}.",
+            f"Only PostgreSQL, MySQL and MariaDB support such a mark, and this is {vendor}.",
             hint="Pause the routes: python -m listener pause ROUTE, and skip ROUTE --until now.",
             code="mark_unsupported",
         )
@@ -104,11 +104,11 @@ def _vendor(connection: Any) -> str:
 
 
 _POSTGRES: Final = frozenset({"psycopg", "psycopg2"})  # drivers
-_MYSQL: Final = frozenset({"mysql", "mariadb", "pymysql", "MySQLdb"})  # dialects of SQLAlchemy's, and drivers
+_MYSQL: Final = frozenset({"mysql", "mariadb", "pymysql", "MySQLdb"})  # SQLAlchemy dialects, and drivers
 
 
 def _modules(connection: Any) -> list[str]:
-    """Return where its class and those that it is derived from are defined: an application may have one of its own."""
+    """Return the modules of its class and of the base classes: an application may have its own class."""
     return [each.__module__ for each in connection.__class__.__mro__]
 
 
@@ -117,7 +117,7 @@ def _is_sqlalchemy(connection: Any) -> bool:
 
 
 def _unwrapped(connection: Any) -> Any:
-    """Return the driver's connection of one that SQLAlchemy's pool hands out (`engine.raw_connection()`)."""
+    """Return the driver's connection of one from SQLAlchemy's pool (`engine.raw_connection()`)."""
     return getattr(connection, "dbapi_connection", connection)
 
 
@@ -126,7 +126,7 @@ def _dialect(connection: Any) -> Any:
 
 
 def _sqlalchemy_connection(connection: Any) -> Any:
-    """Return the Connection, of a Session that of its transaction."""
+    """Return the Connection; for a Session, that of its transaction."""
     return connection.connection() if hasattr(connection, "get_bind") else connection
 
 
@@ -138,7 +138,7 @@ def _dbapi_connection(connection: Any) -> Any:
 
 
 def _may_be_in_savepoint(connection: Any) -> bool:
-    """Return whether what follows may be in a savepoint; a driver's connection does not say."""
+    """Return whether the next statement may be in a savepoint; a driver's connection does not show it."""
     if hasattr(connection, "savepoint_ids"):  # Django's
         return bool(connection.savepoint_ids)
     if _is_sqlalchemy(connection):
@@ -160,17 +160,17 @@ def _emit_message(connection: Any, content: str, statement: str) -> None:
         cursor.close()
 
 
-# --- MySQL and MariaDB: a row that the log has, and the table has not ------------------------------------
+# --- MySQL and MariaDB: a row that is only in the log ----------------------------------------------------
 
 _NO_TABLE: Final = 1146
 _NO_RIGHT: Final = frozenset({1142, 1143, 1044})
 _NO_DATABASE: Final = 1046
-# Of MySQL alone: it warns of a DELETE from a table of the engine BLACKHOLE, which finds no row.
+# For MySQL only: it warns about a DELETE from a BLACKHOLE table, which finds no row.
 _WITHOUT_WARNINGS: Final = "/*+ SET_VAR(max_error_count = 0) */ "
 
 
 def _emit_row(connection: Any, content: str) -> None:
-    # Without parameters, which drivers write differently. The content in hexadecimal: it needs no quoting.
+    # Without parameters, because drivers write them differently. The content is hexadecimal, so it needs no quoting.
     name, says = uuid4(), content.encode().hex()
     hint = "" if _is_mariadb(connection) else _WITHOUT_WARNINGS
     try:
@@ -183,7 +183,7 @@ def _emit_row(connection: Any, content: str) -> None:
 
 
 def _is_mariadb(connection: Any) -> bool:
-    """Return whether the server is MariaDB, as far as the connection knows without asking it."""
+    """Return whether the server is MariaDB, as far as the connection knows without a query."""
     if _is_sqlalchemy(connection):
         return bool(getattr(_dialect(connection), "is_mariadb", False))
     driver = getattr(connection, "connection", None) or connection  # the first is Django's
@@ -203,7 +203,7 @@ def _run(connection: Any, statement: str) -> None:
 
 
 def _explained(error: Exception) -> MarkError | None:
-    """Return what the driver's error means, also if SQLAlchemy or Django has wrapped it; None if it is another one."""
+    """Return what the driver's error means, even wrapped by SQLAlchemy or Django; None for other errors."""
     candidates = (error, getattr(error, "orig", None), error.__cause__)
     numbers = {
         each.args[0]
@@ -212,13 +212,13 @@ def _explained(error: Exception) -> MarkError | None:
     }
     if numbers & {_NO_TABLE, _NO_DATABASE}:
         return MarkError(
-            "There is no table cdc_tasks_marks in the connection's database: a transaction is marked by a row of it.",
+            "The connection's database has no table cdc_tasks_marks, which is needed to mark a transaction.",
             hint=CREATE_MARKS,
             code="mark_no_table",
         )
     if numbers & _NO_RIGHT:
         return MarkError(
-            "The account may not mark its transaction by a row of the table cdc_tasks_marks.",
+            "The account may not write to the table cdc_tasks_marks, which is needed to mark a transaction.",
             hint="GRANT SELECT, INSERT, DELETE ON cdc_tasks_marks TO …;",
             code="mark_no_right",
         )

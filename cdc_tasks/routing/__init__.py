@@ -1,1 +1,1 @@
-"""Which change fires which task: pure, no I/O. The listener uses it, and an application's routes import it."""
+"""Which change fires which task: pure, no I/O. The listener and an application's routes import it."""

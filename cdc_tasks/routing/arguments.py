@@ -1,4 +1,4 @@
-"""What a fired task is called with: columns that a route names, or what its functions return, as JSON."""
+"""The arguments of a fired task, as JSON: columns that a route names, or what its functions return."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ColumnArgs:
 
 @dataclass(frozen=True, slots=True)
 class ColumnKwargs:
-    """`kwargs={"order_id": "id", …}`: each parameter's column."""
+    """`kwargs={"order_id": "id", …}`: the column of each parameter."""
 
     names: tuple[str, ...]
     columns: tuple[str, ...]  # of the parameters, in their order
@@ -60,7 +60,7 @@ class ColumnKwargs:
 
 
 def named_columns(args: Args | None, kwargs: Kwargs | None) -> tuple[str, ...] | None:
-    """Return the columns that are named; None if they are not known, because a function reads the change."""
+    """Return the named columns; None if they are unknown, because a function reads the change."""
     found: list[str] = []
     for each in (args, kwargs):
         if isinstance(each, ColumnArgs | ColumnKwargs):
@@ -71,9 +71,9 @@ def named_columns(args: Args | None, kwargs: Kwargs | None) -> tuple[str, ...] |
 
 
 def arguments_json(values: object, task: str) -> bytes:
-    """Return what `args` of the route to `task` made, as JSON without the list's brackets.
+    """Return the result of `args` of the route to `task`, as JSON without the list's brackets.
 
-    Raises TypeError if it is no list, or if JSON has no such value.
+    Raises TypeError if it is not a list, or if it has a value that JSON cannot represent.
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise TypeError(f"args= of the route to {task} returned {type(values).__name__}, not a list")
@@ -81,7 +81,7 @@ def arguments_json(values: object, task: str) -> bytes:
 
 
 def kwargs_json(values: object, task: str) -> bytes:
-    """Return what `kwargs` made as JSON, without the object's braces; raises TypeError as `arguments_json` does."""
+    """Return the result of `kwargs` as JSON, without the object's braces; raises TypeError as `arguments_json` does."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(
             f"kwargs= of the route to {task} returned {type(values).__name__}, not a dict with names as keys"
@@ -90,11 +90,11 @@ def kwargs_json(values: object, task: str) -> bytes:
 
 
 def row_values(change: Change, columns: tuple[str, ...]) -> list[Any]:
-    """Return the values of the row as it is now; of a DELETE, as it was; raises ValueMissingError."""
+    """Return the values of the row after the change, or before a DELETE. Raises ValueMissingError."""
     message = json.loads(change.to_json(columns))  # only these columns are decoded
     before, after = message["before"] or {}, message["after"] or {}
     try:
-        # What an UPDATE leaves out of the new row is unchanged, and so may be in the old one.
+        # A value that an UPDATE leaves out of the new row is unchanged, so the old row may have it.
         return [after[name] if name in after else before[name] for name in columns]
     except KeyError as error:
         raise _missing(change, error.args[0]) from None
@@ -105,7 +105,7 @@ def _missing(change: Change, column: str) -> ValueMissingError:
     if column in change.unavailable:
         return ValueMissingError(
             f"The source did not send {column} of {table} with this {event}.",
-            hint="Read the row in the task by its key, or let the log have whole rows.\n"
+            hint="Read the row in the task by its key, or log whole rows.\n"
             f"  PostgreSQL: ALTER TABLE {table} REPLICA IDENTITY FULL;\n"
             "  MySQL, MariaDB: SET GLOBAL binlog_row_image = FULL;",
         )

@@ -1,4 +1,4 @@
-"""What `BinlogRouter.register` is given: read, and refused in words where it makes no sense."""
+"""Read the arguments of `BinlogRouter.register`, and refuse those that make no sense."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def check_name(**names: object) -> None:
     for what, name in names.items():
         if not is_name(name):
             raise RouteError(
-                f"{what}={name!r} is no name.", hint=f"Give the route a {what} that is not empty."
+                f"{what}={name!r} is not a name.", hint=f"Give the route a {what} that is not empty."
             )
 
 
 def check_callable(**functions: object) -> None:
-    """Refuse what is no function."""
+    """Refuse what is not a function."""
     for what, function in functions.items():
         if function is not None and not callable(function):
             raise RouteError(f"{what}={function!r} cannot be called.", hint=f"Write {what}=lambda change: …")
@@ -59,10 +59,10 @@ def check_sending(*, countdown: object, priority: object, expires: object) -> No
     """Refuse times and priorities that Celery does not take."""
     for what, seconds in (("countdown", countdown), ("expires", expires)):
         if seconds is not None and not _is_duration(seconds):
-            raise RouteError(f"{what}={seconds!r} is no number of seconds.", hint=f"Write e.g. {what}=60.")
+            raise RouteError(f"{what}={seconds!r} is not a number of seconds.", hint=f"Write e.g. {what}=60.")
     if priority is not None and not (_is_integer(priority) and 0 <= priority <= _HIGHEST_PRIORITY):
         raise RouteError(
-            f"priority={priority!r} is no priority.",
+            f"priority={priority!r} is not a priority.",
             hint="Redis takes 0 to 9, and 0 goes first. RabbitMQ takes 0 up to x-max-priority of the queue, and 0"
             " goes last.",
         )
@@ -74,14 +74,14 @@ def check_rows(events: frozenset[EventType], task: str, args: Args | None, kwarg
     for what, each in found.items():
         if EventType.TRUNCATE in events and isinstance(each, ColumnArgs | ColumnKwargs) and each.columns:
             raise RouteError(
-                f"The route to {task} passes {what}={each!r} also at a TRUNCATE, which has no row.",
+                f"The route to {task} passes {what}={each!r}, but a TRUNCATE has no row.",
                 hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
-                f"Or give {what}= a function that knows a truncate: {what}=lambda change: …",
+                f"Or give {what}= a function that handles a truncate: {what}=lambda change: …",
             )
 
 
 def check_key(task: str, *, key: object, group: object, on_failure: object) -> None:
-    """Refuse a key, or what goes with one, that makes no message group."""
+    """Refuse a key that makes no message group, and options of a key without one."""
     if key is None and (group is not None or on_failure != "continue"):
         raise RouteError(
             f"The route to {task} has group= or on_failure=, but no key=.",
@@ -99,7 +99,7 @@ def check_key(task: str, *, key: object, group: object, on_failure: object) -> N
 
 
 def check_key_grouping(task: str, *, key: object, group: object, coalesce: bool, batch: int | None) -> None:
-    """Refuse a key together with what would break its order."""
+    """Refuse a key together with options that would break its order."""
     if key is not None and coalesce:
         raise RouteError(
             f"The route to {task} has both key and coalesce.",
@@ -108,22 +108,22 @@ def check_key_grouping(task: str, *, key: object, group: object, coalesce: bool,
     if group is not None and batch is not None:
         raise RouteError(
             f"The route to {task} has both group and batch.",
-            hint="Leave one out: while a batch is being filled, later tasks of the other routes would run first.",
+            hint="Leave one out: while a batch fills, later tasks of the other routes would run first.",
         )
 
 
 def check_key_rows(events: frozenset[EventType], task: str, key: object) -> None:
-    """Refuse a key of columns where a table is truncated: there is no row."""
+    """Refuse a key made of columns if the route takes TRUNCATE, which has no row."""
     if EventType.TRUNCATE in events and key is not None and not callable(key):
         raise RouteError(
-            f"The route to {task} has key={key!r} also at a TRUNCATE, which has no row.",
+            f"The route to {task} has key={key!r}, but a TRUNCATE has no row.",
             hint="Name the events: [EventType.INSERT, EventType.UPDATE, EventType.DELETE].\n"
             "Or give key= a function that returns None for a truncate: key=lambda change: …",
         )
 
 
 def read_key(key: Any, group: str | None, route_id: str, *, is_glob: bool) -> Key | None:
-    """Return what makes the key of a change."""
+    """Return the object that makes the key of a change."""
     if key is None:
         return None
     name, many = group or route_id, is_glob and group is None
@@ -135,22 +135,23 @@ def read_key(key: Any, group: str | None, route_id: str, *, is_glob: bool) -> Ke
 def check_grouping(
     task: str, *, coalesce: bool, batch: int | None, args: Args | None, kwargs: Kwargs | None
 ) -> None:
-    """Refuse coalesce and batch where they make no sense."""
+    """Refuse coalesce and batch if they make no sense."""
     if batch is not None and not _is_count(batch):
         raise RouteError(
-            f"batch={batch!r} of the route to {task} is no number of changes.", hint="Write e.g. batch=500."
+            f"batch={batch!r} of the route to {task} is not a number of changes.",
+            hint="Write e.g. batch=500.",
         )
     if coalesce and batch is not None:
         raise RouteError(f"The route to {task} has both coalesce and batch.", hint="Leave one out.")
     if coalesce and args is None:
         raise RouteError(
-            f"The route to {task} has coalesce=True but no args=, so no two of its tasks would be equal.",
+            f"The route to {task} has coalesce=True but no args=, so its tasks would never be equal.",
             hint="Give it the arguments to coalesce on, e.g. args=lambda change: [change.table].",
         )
     if batch is not None and kwargs is not None and args != ColumnArgs(()):
         raise RouteError(
-            f"The route to {task} has batch, args and kwargs: its task gets one list.",
-            hint="Leave out args=, and the list is of dicts; or kwargs=, and it is of lists.",
+            f"The route to {task} has batch, args and kwargs, but its task gets one list.",
+            hint="Leave out args= for a list of dicts, or kwargs= for a list of lists.",
         )
 
 
@@ -178,7 +179,7 @@ def read_kwargs(kwargs: object) -> Kwargs | None:
 def _named(what: str, names: object) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(map(is_name, names)) or (what != "args" and not names):
         raise RouteError(
-            f"{what}={names!r} are no names of columns.",
+            f"{what}={names!r} are not names of columns.",
             hint=f'Write e.g. {what}=["id"], or {what}=lambda change: …',
         )
     return tuple(names)
@@ -187,7 +188,7 @@ def _named(what: str, names: object) -> tuple[str, ...]:
 def sent_columns(
     columns: tuple[str, ...] | None, args: Args | None, kwargs: Kwargs | None
 ) -> tuple[str, ...] | None:
-    """Return the columns that the source has to send; None: all."""
+    """Return the columns that the source must send; None: all."""
     named = () if args is None else named_columns(args, kwargs)
     if columns is None:
         return named or None
@@ -199,7 +200,7 @@ def check_on_full(task: str, on_full: str) -> None:
     if on_full not in _ON_FULL:
         known = ", ".join(f'"{each}"' for each in _ON_FULL)
         raise RouteError(
-            f"on_full={on_full!r} of the route to {task} is no known policy.", hint=f"Use one of {known}."
+            f"on_full={on_full!r} of the route to {task} is not a known policy.", hint=f"Use one of {known}."
         )
 
 
@@ -228,13 +229,13 @@ def read_columns(columns: Iterable[str] | None) -> tuple[str, ...] | None:
     names = (columns,) if isinstance(columns, str) else tuple(columns)
     if not names or not all(map(is_name, names)):
         raise RouteError(
-            f"columns={columns!r} are no names of columns.", hint='Write e.g. columns=["id", "status"].'
+            f"columns={columns!r} are not names of columns.", hint='Write e.g. columns=["id", "status"].'
         )
     return tuple(dict.fromkeys(names))
 
 
 def is_name(value: object) -> bool:
-    """Return whether it is a text that is not blank."""
+    """Return whether the value is a text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 

@@ -1,7 +1,7 @@
-"""What a transaction may say of itself: who, which request. `cdc_tasks.context` writes it, or plain SQL.
+"""The context of a transaction: who made it, in which request. `cdc_tasks.context` writes it, or plain SQL.
 
-In the log it is JSON: `{"context": {"user_id": 7}}`. It goes with each change and task of the transaction. So it is
-small, and its values are JSON scalars.
+In the log it is JSON: `{"context": {"user_id": 7}}`. Each change and each task of the transaction carries it. So it
+is small, and its values are JSON scalars.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ _LARGEST_INTEGER: Final = 1 << 63  # a header on RabbitMQ has 64 bits
 
 
 class ContextError(CDCError):
-    """What a transaction says of itself makes no context."""
+    """The values that a transaction gives do not make a context."""
 
 
 def merged(before: Context | None, said: Any) -> Context:
-    """Return the context after a transaction has said this: later values replace earlier ones. Raise ContextError."""
+    """Return the context with the values of `said` added: they replace earlier ones. Raises ContextError."""
     _check(said)
     values = said if before is None else {**before.values, **said}
     content = orjson.dumps(values)
     if len(content) > LARGEST:
         raise ContextError(
-            f"A context would have {len(content)} bytes, and {LARGEST} is the limit: each message carries it.",
-            hint="Pass ids, and read the rest where it is needed.",
+            f"The context would have {len(content)} bytes; the limit is {LARGEST}, because each message carries it.",
+            hint="Pass ids, and read the rest where you need it.",
             code="context_too_large",
         )
     return Context(values, content)
 
 
 def check_context(said: Any) -> None:
-    """Raise ContextError unless these are names with JSON scalars, and few enough."""
+    """Raise ContextError unless these are valid names with JSON scalars, and not too many."""
     merged(None, said)
 
 
 def _check(said: Any) -> None:
     if not isinstance(said, dict) or not said:
         raise ContextError(
-            "A context has no values.", hint="cdc_tasks.context(session, user_id=7)", code="context_empty"
+            "The context has no values.", hint="cdc_tasks.context(session, user_id=7)", code="context_empty"
         )
     for name, value in said.items():
         if not _is_name(name):
             raise ContextError(
-                f"{str(name)[:80]!r} is not a name for a value of a context.",
+                f"{str(name)[:80]!r} is not a valid name for a value of the context.",
                 hint="A name has up to 64 of A-Z, a-z, 0-9, _, - and dots, and begins with a letter or _.",
                 code="context_name",
             )
         if not ((value.__class__ is str and value.isascii()) or _is_scalar(value)):
             raise ContextError(  # without the value: it may be personal
-                f"{name} of a context is no JSON scalar: {_described(value)}.",
+                f"{name} of the context is not a JSON scalar: {_described(value)}.",
                 hint=f"Pass text, a number, a bool or None, e.g. {name}=str(…).",
                 code="context_value",
             )

@@ -1,8 +1,8 @@
-"""`@on_change` on a task: a route that stands where the task does.
+"""`@on_change` on a task: the route is written next to the task.
 
-A decorator only notes what it was given, by process and in no application: tasks of `@shared_task` belong to every
-app, and no app is ready while modules are imported. `router_of` makes routes of all of it, in an order that does not
-depend on the order of the imports. So a route has the same id, and its tasks have the same ids, in every process.
+The decorator only records its arguments, per process and not per app: tasks of `@shared_task` belong to every app,
+and no app is ready while modules are being imported. `router_of` makes the routes, in an order that does not depend
+on the order of the imports. So a route has the same id in every process, and its tasks have the same ids.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ TaskT = TypeVar("TaskT")
 class DeclaredRoute:
     """One `@on_change`, for one of its tables."""
 
-    task: Any  # Celery's task; of `@shared_task` it is a proxy, which needs an app
+    task: Any  # Celery's task; with `@shared_task` it is a proxy, which needs an app
     table: TableName
     events: tuple[EventType | str, ...]
     options: RouteOptions
     module: str
     line: int
     file: str = field(repr=False)
-    number: int = field(repr=False)  # of the declaration in this process: it orders those of one line
+    number: int = field(repr=False)  # of the declaration in this process: the order within one line
 
     @property
     def place(self) -> str:
-        """Where it stands: file and line."""
+        """Its file and line."""
         return f"{self.file}:{self.line}"
 
     @property
@@ -60,14 +60,14 @@ def on_change(
     """Fire the decorated Celery task on changes of a table: `@on_change("orders_order", UPDATE, args=["id"])`.
 
     `table` is `"table"` of the home schema (`public` on PostgreSQL, the database of DATABASE_URL on MySQL),
-    `"schema.table"`, a glob, a model of SQLAlchemy's or Django's, or a list of these. Without `events` it fires on all
+    `"schema.table"`, a glob, a SQLAlchemy or Django model, or a list of these. Without `events` it fires on all
     of them. `options` are those of `BinlogRouter.register`.
 
-    It stands above the decorator that makes the task, and returns the task as it is. Several may stand above one
-    task. The listener collects them from the app that `-A` names; see `router_of`.
+    Write it above the decorator that makes the task. It returns the task unchanged, and one task may have several. The
+    listener collects them from the app that `-A` names; see `router_of`.
 
-    Raises RouteError, with file and line, for what is wrong without the task's signature being known. The signature
-    is checked when the listener starts.
+    Raises RouteError, with file and line, for every mistake that shows without the task's signature. The signature is
+    checked when the listener starts.
     """
     module, file, line = _caller()
     with _placed(f"{file}:{line}"):
@@ -101,27 +101,27 @@ def _caller() -> tuple[str, str, int]:
     frame = currentframe()
     for _ in range(2):
         frame = frame.f_back if frame else None
-    if frame is None:  # a Python without frames
+    if frame is None:  # a Python implementation without frames
         return "?", "?", 0
     return frame.f_globals.get("__name__", "?"), frame.f_code.co_filename, frame.f_lineno
 
 
 def declared_routes() -> tuple[DeclaredRoute, ...]:
-    """Return what `on_change` declared in this process, by module and line: the order of imports does not matter."""
+    """Return what `on_change` declared in this process, by module and line, whatever the order of the imports."""
     return tuple(sorted(_declared, key=lambda each: each.order))
 
 
 def router_of(app: Any = None, router: BinlogRouter | None = None, *, schema: str = "public") -> BinlogRouter:
-    """Return a router with the routes of `router`, and after them those that `on_change` declared.
+    """Return a router with the routes of `router`, followed by those that `on_change` declared.
 
-    `app` is the Celery app whose tasks count: a task that only another app of this process has is left out. Its
-    modules have to be imported before (`app.loader.import_default_modules()`), because a decorator that was not run
-    declares nothing. Without `app` all declared routes count. `schema` is where tables without a schema are.
+    `app` is the Celery app whose tasks count: a task that only another app of this process has is left out. Import its
+    modules first (`app.loader.import_default_modules()`), because a decorator that did not run declares nothing.
+    Without `app` all declared routes count. `schema` is the schema of tables that are named without one.
 
-    `router` itself stays as it is, so this may be called again; a result of this function gets nothing twice. Ids of
-    its routes stay, too.
+    `router` itself is not changed, and its routes keep their ids. You may pass a result of this function again: no
+    route is added twice.
 
-    Raises RouteError, with file and line, if a task does not take what its route calls it with.
+    Raises RouteError, with file and line, if a task does not take the arguments that its route passes.
     """
     found = BinlogRouter() if router is None else router.copy()
     for key, (declared, task) in _last_of_each(app).items():
@@ -133,9 +133,9 @@ def router_of(app: Any = None, router: BinlogRouter | None = None, *, schema: st
 
 
 def _last_of_each(app: Any) -> dict[tuple[Any, ...], tuple[DeclaredRoute, Any]]:
-    """Return the declared routes with their tasks, by what makes one the same as another.
+    """Return the declared routes with their tasks, by the key that identifies each declaration.
 
-    A module that is imported again (a reload, a test) declares its routes again: the last one counts.
+    A module that is imported again (a reload, a test) declares its routes again: the last declaration counts.
     """
     found: dict[tuple[Any, ...], tuple[DeclaredRoute, Any]] = {}
     for each in declared_routes():
@@ -171,12 +171,12 @@ def _check_options(options: RouteOptions) -> None:
 
 @contextmanager
 def _placed(place: str) -> Iterator[None]:
-    """Let a route know where it stands, and add that to a RouteError."""
+    """Record the place of the routes that the block registers, and add it to a RouteError."""
     try:
         with standing_at(place):
             yield
     except CDCError as error:
         message = f"{error.message.rstrip('.')} ({place})."
         raise RouteError(message, hint=error.hint, code=error.code) from None
-    except TypeError as error:  # an option that is no collection
+    except TypeError as error:  # an option that is not a collection
         raise RouteError(f"{error} ({place}).") from error

@@ -1,7 +1,7 @@
-"""Tasks that a transaction enqueues through the database's log: what the log says, and which task that is.
+"""Tasks that a transaction enqueues through the database's log: reading them from the log.
 
 In the log such a task is JSON: `{"enqueue": {"task": "shop.send", "args": [42], …}}`. `cdc_tasks.enqueue` writes it, or
-plain SQL in a trigger or a procedure. Whoever can write to the database can write one. So only tasks that a router
+plain SQL in a trigger or a procedure. Anyone who can write to the database can write one. So only tasks that a router
 accepts are sent (`BinlogRouter.accept`).
 """
 
@@ -40,27 +40,26 @@ __all__ = [
 ]
 
 MESSAGE_PREFIX: Final = "cdc_tasks"  # of PostgreSQL's logical messages, unless a router accepts another one
-# MySQL and MariaDB have no such messages: a row of this table says it, and is deleted at once. MySQL's InnoDB leaves a
-# lock in the place of such a row when a savepoint is rolled back, and all other marks wait for it. So there the rows
-# are of an engine that writes them to the log only. MariaDB's InnoDB leaves none, and it takes no comment of MySQL's.
+# MySQL and MariaDB have no such messages. A row of this table has the content, and is deleted at once. When a savepoint
+# is rolled back, MySQL's InnoDB leaves a lock in the place of such a row, and all other marks wait for it. So on MySQL
+# the table has an engine that only writes to the log. MariaDB's InnoDB leaves no lock, and MariaDB ignores the comment.
 CREATE_MARKS: Final = (
     "CREATE TABLE cdc_tasks_marks (id CHAR(36) CHARACTER SET ascii PRIMARY KEY, "
     "says MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL) ENGINE = InnoDB /*!80000 ENGINE = BLACKHOLE */;"
 )
 ENQUEUE: Final = "enqueue"  # the name of the task's fields in a message
 
-observers: Final[list[Callable[[dict[str, Any]], None]]] = []  # `cdc_tasks.testing` looks at what is enqueued
+observers: Final[list[Callable[[dict[str, Any]], None]]] = []  # `cdc_tasks.testing` observes what is enqueued
 _FIELDS: Final = frozenset({"task", "id", "args", "kwargs", "key", "options"})
-_TASK_ID: Final = re.compile(
-    r"[!-~]{1,200}"
-)  # printable ASCII: a task's id is in names of Redis keys, and in logs
+_TASK_ID: Final = re.compile(r"[!-~]{1,200}")  # printable ASCII: Redis key names and logs contain a task's id
 _LONGEST_NAME: Final = 250  # letters of a task's name
-_MOST_SHOWN: Final = 10_000  # letters of a message that makes no task
+_MOST_SHOWN: Final = 10_000  # letters of an invalid message
 _LONGEST: Final = 1e8  # seconds: three years
 _MOST_HEADERS: Final = 10_000  # bytes
 _LONGEST_AMQP_NAME: Final = 255  # bytes
 _LARGEST_AMQP_INTEGER: Final = 2**63
-# Of a message in Celery's second protocol, in all versions (`celery.app.amqp.AMQP.as_task_v2`), and of its brokers.
+# Headers of a message in Celery's second protocol, in all versions (`celery.app.amqp.AMQP.as_task_v2`), and of its
+# brokers.
 _HEADERS_OF_CELERY: Final = frozenset({
     "argsrepr", "chain", "chord", "compression", "errbacks", "eta", "expires", "group", "group_index", "id",
     "ignore_result", "kwargsrepr", "lang", "origin", "parent_id", "replaced_task_nesting", "retries", "root_id",
@@ -88,23 +87,23 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    """Return whether it can name something in any broker: AMQP has 255 bytes for a name."""
+    """Return whether the value is a valid name for any broker: AMQP allows 255 bytes."""
     return _is_text(value) and len(value.encode()) <= _LONGEST_AMQP_NAME
 
 
 def _is_queue(value: Any) -> bool:
-    return _is_name(value) and not value.startswith("amq.")  # RabbitMQ makes none of these
+    return _is_name(value) and not value.startswith("amq.")  # RabbitMQ reserves these
 
 
 def _are_headers(value: Any) -> bool:
-    """Return whether these headers can be in any broker's message, and leave alone what Celery and we put there.
+    """Return whether these headers fit any broker's message and replace none of Celery's or ours.
 
     The name of the task is a header too: anyone who could set it would run tasks that no route accepts.
     """
     if not isinstance(value, Mapping):
         return False
     try:
-        size = len(orjson.dumps(value))  # it takes integers of up to 64 bits, and no half of a surrogate pair
+        size = len(orjson.dumps(value))  # refuses integers of more than 64 bits, and half of a surrogate pair
     except TypeError:
         return False
     is_ours = any(name in _HEADERS_OF_CELERY or name.startswith("cdc") for name in value)
@@ -112,7 +111,7 @@ def _are_headers(value: Any) -> bool:
 
 
 def _fits_amqp(value: Any) -> bool:
-    """Return whether AMQP's tables take it: names of up to 255 bytes, and integers with a sign in 64 bits."""
+    """Return whether it fits AMQP's tables: names of up to 255 bytes, and signed 64-bit integers."""
     if isinstance(value, Mapping):
         return all(
             len(name.encode()) <= _LONGEST_AMQP_NAME and _fits_amqp(each) for name, each in value.items()
@@ -127,9 +126,9 @@ def _is_priority(value: Any) -> bool:
 
 
 _NUMBER: Final = (_is_number, "a number of seconds")
-_TEXT: Final = (_is_text, "a text that is not empty")
-_NAME: Final = (_is_name, "a text of up to 255 bytes that is not empty")
-# What `apply_async` takes, and a message in the log may say. All else of Celery's is for a broker that is at hand.
+_TEXT: Final = (_is_text, "a non-empty text")
+_NAME: Final = (_is_name, "a non-empty text of up to 255 bytes")
+# Options of `apply_async` that a message in the log may have. Celery's other options need a connection to the broker.
 OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "countdown": _NUMBER,
     "delivery_mode": (lambda value: value in (1, 2), "1 or 2"),
@@ -139,11 +138,11 @@ OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: _is_number(value) or _is_time(value),
         "a number of seconds or a time in ISO 8601",
     ),
-    "headers": (_are_headers, "an object without names of Celery's or ours, of up to 10,000 bytes"),
+    "headers": (_are_headers, "an object of up to 10,000 bytes, without Celery's or cdc-tasks' own names"),
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
     "on_failure": (lambda value: value in ("continue", "hold"), '"continue" or "hold"'),
     "priority": (_is_priority, f"a number from 0 to {_HIGHEST_PRIORITY}"),
-    "queue": (_is_queue, "the name of a queue, of up to 255 bytes, without amq. at the beginning"),
+    "queue": (_is_queue, "the name of a queue, of up to 255 bytes, that does not begin with amq."),
     "routing_key": _NAME,
     "shadow": _TEXT,
     "soft_time_limit": _NUMBER,
@@ -152,7 +151,7 @@ OPTIONS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 class EnqueuedTaskError(CDCError):
-    """What the log says of an enqueued task does not make a task."""
+    """A message in the log does not make a valid task."""
 
 
 class TaskNotAcceptedError(CDCError):
@@ -163,7 +162,7 @@ class Accepted(NamedTuple):
     """Which tasks a transaction may enqueue: `BinlogRouter.accept`."""
 
     task: str  # a name, or a glob
-    prefix: str = MESSAGE_PREFIX  # of the logical messages that say it
+    prefix: str = MESSAGE_PREFIX  # of the logical messages
 
     def takes(self, task: str, prefix: str) -> bool:
         """Return whether it is one of these tasks."""
@@ -179,20 +178,20 @@ class _Transaction(Protocol):
 class EnqueuedTask:
     """A task that a committed transaction enqueued, at its place among the transaction's changes.
 
-    It stands among the changes of a batch, and has of `cdc_tasks.changes.Change` what their readers need.
+    It is in a batch among the changes, and has the part of `cdc_tasks.changes.Change` that their readers need.
     """
 
     kind: tuple[
         str, str, str
-    ]  # its options as JSON, the task, and `enqueued`: messages of equal kind are alike
+    ]  # its options as JSON, the task, and `enqueued`: messages of the same kind are sent alike
     stamp: tuple[bytes, bytes]  # the task's id and the position in the log
     commit: Any
     ordinal: int
     arguments: bytes = b""  # JSON, without the list's brackets
     kwargs: bytes = b""  # JSON, without the object's braces
     key: str | None = None  # of its message group
-    error: CDCError | None = None  # why it is none
-    said: str = ""  # what the message says, if it is none: JSON
+    error: CDCError | None = None  # why it is not a valid task
+    said: str = ""  # the message as JSON, if it is not a valid task
 
     schema = ""
     before = after = None
@@ -202,7 +201,7 @@ class EnqueuedTask:
 
     @classmethod
     def read(cls, fields: Any, transaction: _Transaction, ordinal: int, prefix: str) -> EnqueuedTask:
-        """Return what a message says; one that makes no sense has an `error`."""
+        """Return the task of a message; with an `error` if the message is invalid."""
         number = b"%d" % ordinal
         own_id, position = transaction.id_head + number, transaction.position_head + number
         task = _task_in(fields)
@@ -217,7 +216,7 @@ class EnqueuedTask:
 
     @property
     def table(self) -> str:
-        """The task's name: logs and lists show it where they show a table."""
+        """The task's name: logs and lists show it in place of a table."""
         return self.kind[1]
 
     @property
@@ -235,13 +234,13 @@ class EnqueuedTask:
 
     @property
     def context(self) -> dict[str, Any] | None:
-        """What its transaction says of itself; None: nothing."""
+        """The context of its transaction; None: it has none."""
         context = self.commit.context
         return None if context is None else dict(context.values)
 
     @property
     def transaction(self) -> ChangeTransaction:
-        """Its place in its transaction; it is no change, so never the last one."""
+        """Its place in its transaction; it is not a change, so never the last one."""
         return ChangeTransaction(self.commit.id_head[:-1].decode(), self.ordinal + 1, is_last=False)
 
     @property
@@ -253,7 +252,7 @@ class EnqueuedTask:
         return
 
     def logged(self) -> dict[str, Any]:
-        """Return what the message says, if it makes no task."""
+        """Return the message, if it does not make a valid task."""
         return {"message": self.said[:_MOST_SHOWN]}
 
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:  # noqa: ARG002  # the same
@@ -272,7 +271,7 @@ class _Fields(NamedTuple):
 
     @classmethod
     def read(cls, fields: Any) -> _Fields:
-        _check(isinstance(fields, dict), "What is enqueued", "an object with the field task")
+        _check(isinstance(fields, dict), "The message", "an object with the field task")
         _refuse_unknown(fields, _FIELDS, "field")
         task, task_id, key = fields.get("task"), fields.get("id"), fields.get("key")
         args, kwargs = fields.get("args") or [], fields.get("kwargs") or {}
@@ -290,7 +289,7 @@ class _Fields(NamedTuple):
 
 
 def check_fields(fields: Any) -> None:
-    """Raise EnqueuedTaskError or KeyValueError unless a message with these fields makes a task."""
+    """Raise EnqueuedTaskError or KeyValueError unless a message with these fields makes a valid task."""
     _Fields.read(fields)
 
 
@@ -309,13 +308,13 @@ def _options(options: Any, *, has_key: bool) -> dict[str, Any]:
 
 
 def prefix_of(kind: tuple[str, str, str]) -> str:
-    """Return the prefix of the logical message that said it."""
+    """Return the prefix of its logical message."""
     prefix: str = json.loads(kind[0] or "{}").get("prefix", MESSAGE_PREFIX)
     return prefix
 
 
 def check_accepted(task: str, prefix: str, accepted: Sequence[Accepted]) -> None:
-    """Raise TaskNotAcceptedError unless one of them takes the task."""
+    """Raise TaskNotAcceptedError unless one of `accepted` takes the task."""
     if not any(each.takes(task, prefix) for each in accepted):
         raise TaskNotAcceptedError(
             f"A transaction enqueued {task}, and no route accepts it.",
@@ -330,7 +329,7 @@ def _check(is_right: Any, what: str, wanted: str) -> None:
             f"{what} of an enqueued task is not {wanted}."
             if what[0].islower()
             else f"{what} is not {wanted}.",
-            hint="docs/enqueue.md has what an enqueued task may say.",
+            hint="docs/enqueue.md lists what an enqueued task may have.",
         )
 
 
@@ -344,7 +343,7 @@ def _refuse_unknown(given: Mapping[str, Any], known: Iterable[str], what: str) -
 
 
 def _key(key: Any) -> str | None:
-    """Return the key of a message group: a list of its name and the values, as `key_headers` takes them."""
+    """Return the key of a message group; `key` is a list of its name and the values, as `key_headers` takes them."""
     if key is None:
         return None
     _check(isinstance(key, list) and len(key) > 1, "key", "a list of a group's name and at least one value")
@@ -374,9 +373,9 @@ def _json(value: Any) -> bytes:
 
 
 def enqueued_route(kind: tuple[str, str, str], accepted: Sequence[Accepted] | None = None) -> Route:
-    """Return the route by which an enqueued task of this kind is sent; None: of one that was accepted before.
+    """Return the route that sends an enqueued task of this kind. Without `accepted`, it was accepted before.
 
-    If none of them accepts the task, it parks it.
+    If none of `accepted` takes the task, the route parks it.
     """
     said, task, _ = kind
     options: dict[str, Any] = json.loads(said) if said else {}
@@ -411,14 +410,14 @@ def _key_of_enqueued(change: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedArguments:
-    """Stands for the arguments that an enqueued task brings along."""
+    """The arguments that an enqueued task's message has."""
 
     task: str
     prefix: str
     accepted: Sequence[Accepted] | None
 
     def __call__(self, change: Any) -> Any:
-        """Return them as JSON, as Call has them; raise what is wrong with the task, or TaskNotAcceptedError."""
+        """Return them as JSON, as in Call. Raises the task's own error, or TaskNotAcceptedError."""
         if change.error is not None:
             raise change.error
         if self.accepted is not None:

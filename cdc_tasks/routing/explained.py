@@ -1,4 +1,4 @@
-"""Which routes a change fires, which it does not, and which line of the routes said so."""
+"""Which routes a change fires, which it does not, and which line of the routes decided it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Outcome(StrEnum):
     WHEN = "when"  # its `when` is false
     EVENT = "event"  # it is for other events
     TABLE = "table"  # it is for other tables
-    MUTED = "muted"  # the transaction says that its changes fire nothing
+    MUTED = "muted"  # the transaction mutes its changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +41,16 @@ class Verdict:
     route: Route
     outcome: Outcome
     reason: str  # in words, without values of the row; empty if there is nothing to say
-    place: str  # the file and line that said so; empty if it is not known
+    place: str  # the file and line that decided it; empty if unknown
     call: Call | None = None  # what it fires
-    error: Exception | None = None  # why it would be parked; its text may have values of the row
+    error: Exception | None = None  # why it would be parked; its text may contain values of the row
 
 
 def explain(router: BinlogRouter, change: Change, routes: Sequence[Route] | None = None) -> Iterator[Verdict]:
-    """Yield what the change does to each of these routes (None: all), in their order; to an enqueued task's.
+    """Yield what the change does to each of these routes (None: all), in their order; for an enqueued task, its own.
 
-    It is what `BinlogRouter.tasks_for` does, slowly. Raises nothing: what a route's functions raise is in a verdict.
+    It repeats the work of `BinlogRouter.tasks_for`, slowly. It raises nothing: errors of a route's functions are in
+    the verdicts.
     """
     if change.event is EventType.ENQUEUED:
         yield _enqueued(router, change)
@@ -59,7 +60,7 @@ def explain(router: BinlogRouter, change: Change, routes: Sequence[Route] | None
 
 
 def _passed_over(route: Route, change: Change) -> Verdict | None:
-    """Return why the route does not even look at the change; None if it does."""
+    """Return why the route skips the change before `when`; None if it does not."""
     where = shown_place(route.place)
     if not route.matches(change.schema, change.table):
         reason = f"it is for {route.schema}.{route.table}"
@@ -74,7 +75,7 @@ def _passed_over(route: Route, change: Change) -> Verdict | None:
 
 
 def _judged(route: Route, change: Change) -> Verdict:
-    """Return what `when`, and then the other functions of the route, make of the change."""
+    """Return the result of `when`, then of the route's other functions, for the change."""
     reason, where = "", shown_place(route.place)
     if route.when is not None:
         try:
@@ -91,12 +92,12 @@ def _judged(route: Route, change: Change) -> Verdict:
 
 
 def _because(when: Any, change: Change) -> str:
-    """Return the words of a ready-made condition, or nothing."""
+    """Return the explanation of a ready-made condition; empty if it has none."""
     return when.because(change) if isinstance(when, ReadyMade) else ""
 
 
 def _fired(route: Route, change: Change) -> Call | Parked:
-    """Return what the router makes of a change that the route takes."""
+    """Return what the router makes of a change whose `when` is true."""
     alone = BinlogRouter().for_replay([replace(route, when=None)], "explained")
     (fired,) = alone.tasks_for([change])
     return fired._replace(route=route)
@@ -119,14 +120,16 @@ def _enqueued(router: BinlogRouter, change: Any) -> Verdict:
     (fired,) = router.tasks_for(alone)
     if isinstance(fired, Parked):
         reason = (
-            "no route accepts it" if isinstance(fired.error, TaskNotAcceptedError) else "it makes no task"
+            "no route accepts it"
+            if isinstance(fired.error, TaskNotAcceptedError)
+            else "it does not make a valid task"
         )
         return Verdict(route=fired.route, outcome=Outcome.PARKS, reason=reason, place="", error=fired.error)
     return Verdict(route=fired.route, outcome=Outcome.FIRES, reason="", place="", call=fired)
 
 
 def _enqueued_before(router: BinlogRouter, change: Change) -> Verdict:
-    """Return whether a route accepts a task that is parked: its message is not there any more."""
+    """Return whether a route accepts a parked task, whose message no longer exists."""
     route = enqueued_route(change.kind)
     try:
         check_accepted(route.task, prefix_of(change.kind), router.accepted)

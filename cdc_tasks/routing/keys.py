@@ -17,10 +17,10 @@ __all__ = ["CalledKey", "ColumnKey", "Key"]
 
 _MOST_REMEMBERED: Final = 10_000  # keys of a route
 _PLAIN: Final = (str, int)
-_LONGEST_NUMBER: Final = 20  # digits: with any group's name it is no long key
+_LONGEST_NUMBER: Final = 20  # digits: the key stays short with any group's name
 
 Key = Callable[[Change], str | None]
-"""A change's key; None: its task belongs to no group."""
+"""The key of a change; None: its task belongs to no group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,8 @@ class ColumnKey:
 
     group: str
     columns: tuple[str, ...]
-    is_for_many_tables: (
-        bool  # and not shared on purpose: rows of two tables have nothing to do with each other
-    )
-    # The last ones, by the columns as JSON: most rows of a busy table have a key that was made before.
+    is_for_many_tables: bool  # and not shared on purpose: rows of two tables are unrelated
+    # Recent keys, by the columns as JSON: most rows of a busy table have a known key.
     _known: dict[bytes, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __call__(self, change: Change) -> str:
@@ -47,12 +45,12 @@ class ColumnKey:
         return known or self._make(row, change)
 
     def _make(self, row: bytes, change: Change) -> str:
-        """Return the key of a change, and remember it if these columns of its row are all that it is made of."""
+        """Return the key of a change, and remember it if it depends only on these columns of its row."""
         if len(self.columns) == 1 and (digits := row[row.rfind(b":") + 1 : -1]).isdigit():  # as most keys are
             digits_text = digits.decode()
             short = len(digits_text) <= _LONGEST_NUMBER
             key = f"{self.group}:{digits_text}" if short else bounded_key(self.group, digits_text)
-            if len(self._known) < _MOST_REMEMBERED:  # to make it again is cheap: it replaces no other
+            if len(self._known) < _MOST_REMEMBERED:  # when full, the key is computed again, which is cheap
                 self._known[row] = key
             return key
         values = _plain_values(row)
@@ -87,9 +85,9 @@ class CalledKey:
 
 
 def _plain_values(row: bytes) -> list[Any] | None:
-    """Return the values of a row in JSON; None if there are others than texts and integers.
+    """Return the values of a row in JSON; None if there are other values than texts and integers.
 
-    `row_values` reads these as exactly as they are: floats, integers of more than 64 bits, half of a surrogate pair.
+    `row_values` reads the others exactly: floats, integers of more than 64 bits, half of a surrogate pair.
     """
     try:
         values = list(orjson.loads(row).values())

@@ -1,12 +1,12 @@
 """Message groups: tasks with the same key run one at a time, in order.
 
 A message that belongs to a group has the group's key in its headers, no matter who sends it: the listener (`key=` of a
-route), a task, or a web process (`key_headers`). The broker's transport holds the order; for Redis see
+route), a task, or a web process (`key_headers`). The broker's transport keeps the order; for Redis see
 `cdc_tasks/broker/redis/message_groups.py`.
 
 A key is a text of up to LONGEST_KEY bytes: the group's name, a colon, and the values. Longer values are replaced by a
-digest. Values may be personal data, like an e-mail address. They stand in Redis and in `python -m cdc_tasks keys`, as
-rows do; logs and errors show `shown_key`, which has a digest instead.
+digest. Values may be personal data, like an e-mail address. Redis and `python -m cdc_tasks keys` contain them, as they
+contain rows; logs and errors show `shown_key`, which has a digest instead.
 """
 
 from __future__ import annotations
@@ -40,15 +40,11 @@ __all__ = [
 ]
 
 KEY_HEADER: Final = "cdc_key"  # the key
-HOLD_HEADER: Final = (
-    "cdc_key_hold"  # there and true: a task that gives up keeps its key until a person decides
-)
+HOLD_HEADER: Final = "cdc_key_hold"  # true: a task that gives up keeps its key until a person decides
 RANK_HEADER: Final = (
-    "cdc_key_rank"  # a text: what waits goes by it, and in the order of sending where it is equal
+    "cdc_key_rank"  # a text: waiting messages run in its order, and in the order of sending if it is equal
 )
-REPLACED_HEADER: Final = (
-    "cdc_key_replaces"  # of a retry: the delivery tag of the message that it takes the place of
-)
+REPLACED_HEADER: Final = "cdc_key_replaces"  # of a retry: the delivery tag of the message that it replaces
 LONGEST_KEY: Final = 200  # bytes
 
 OnFailure = Literal["continue", "hold"]
@@ -64,7 +60,7 @@ class KeyValueError(CDCError):
 def key_of(group: str, *values: Any) -> str:
     """Return the key of these values: `orders:42`, `orders:["acme",42]`; values are equal if their texts are.
 
-    None is a value too. Values are what JSON has, or have a text of their own (UUID, Decimal, datetime).
+    None is a value too. Values are JSON values, or have their own text (UUID, Decimal, datetime).
     Raises KeyValueError.
     """
     check_group(group)
@@ -76,7 +72,7 @@ def key_of(group: str, *values: Any) -> str:
 
 
 def bounded_key(group: str, text: str) -> str:
-    """Return the key of a group that was checked and the text of its values."""
+    """Return the key of a checked group and the text of its values."""
     key = f"{group}:{text}"
     if len(key) <= LONGEST_KEY and (key.isascii() or _fits(key)):
         return key
@@ -91,16 +87,16 @@ def _fits(key: str) -> bool:
 
 
 def text_of_values(values: tuple[Any, ...]) -> str:
-    """Return what `bounded_key` takes for some values of a row."""
+    """Return some values of a row as the text that `bounded_key` takes."""
     return _text(values[0]) if len(values) == 1 else _listed(values)
 
 
 def check_group(group: object) -> None:
-    """Raise KeyValueError unless this can be a group's name."""
+    """Raise KeyValueError unless this is a valid group name."""
     is_name = isinstance(group, str) and group.strip() and group.isprintable() and ":" not in group
     if not is_name or len(str(group)) > _LONGEST_GROUP:
         raise KeyValueError(
-            f"group={group!r} is no name of a message group.",
+            f"group={group!r} is not a valid name of a message group.",
             hint=f'Write e.g. group="orders": up to {_LONGEST_GROUP} letters without a colon.',
         )
 
@@ -111,9 +107,9 @@ def key_headers(
     """Return the headers that put a task into a message group.
 
     `task.apply_async(…, headers=key_headers("orders", order_id))`. Tasks with the same `group` and `values` run one at
-    a time, in the order of sending. With `position` (of a change: `RowChange.position`), those that wait go in the
-    order of these positions. `on_failure` says whether the key goes on after a task that gives up ("continue"), or
-    waits until a person has replayed or dropped its dead letter ("hold").
+    a time, in the order of sending. With `position` (a change's `RowChange.position`), waiting tasks run in the order
+    of their positions. `on_failure` decides what happens after a task that gives up: with "continue" the next task of
+    the key runs; with "hold" the key waits until a person has replayed or dropped the dead letter.
 
     Raises KeyValueError.
     """
@@ -133,13 +129,13 @@ def headers_of_key(key: str, on_failure: OnFailure) -> dict[str, Any]:
 
 
 def group_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return those headers of a message that put it into its message group."""
+    """Return the headers of a message that put it into its message group."""
     found = headers or {}
     return {name: found[name] for name in (KEY_HEADER, HOLD_HEADER, RANK_HEADER) if name in found}
 
 
 def shown_key(key: str) -> str:
-    """Return a key as logs and errors show it: the group, and a digest of the values."""
+    """Return a key as logs and errors show it: the group and a digest of the values."""
     group, _, text = key.partition(":")
     return f"{group}:#{_digest(text)[:8]}"
 

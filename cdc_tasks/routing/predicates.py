@@ -16,7 +16,7 @@ When = Callable[[Change], object]
 
 @runtime_checkable
 class ReadyMade(Protocol):
-    """A condition that says in words what it makes of a change."""
+    """A condition that can explain its result for a change."""
 
     def because(self, change: Change) -> str:
         """Return why it fires for this change, or why not; without values of the row."""
@@ -24,7 +24,7 @@ class ReadyMade(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Changed:
-    columns: tuple[str, ...]  # it compares these: the source has to send them
+    columns: tuple[str, ...]  # it compares these: the source must send them
 
     def __call__(self, change: Change) -> bool:
         for column in self.columns:  # noqa: SIM110 - `any` costs twice as much, and this is a hot path
@@ -100,10 +100,12 @@ class _InContext:
         """Return why it fires for this change, or why not; without values of the context."""
         context = change.commit.context
         if context is None:
-            return "the transaction says nothing of itself"
+            return "the transaction has no context"
         others = [name for name, value in self.values.items() if context.values.get(name) != value]
-        told = [f"{name} is not {self.values[name]!r}" for name in others]
-        return f"in its context {_and(told)}" if told else "the transaction says so of itself"
+        mismatches = [f"{name} is not {self.values[name]!r}" for name in others]
+        return (
+            f"in its context {_and(mismatches)}" if mismatches else "the context of the transaction matches"
+        )
 
     def __repr__(self) -> str:
         return f"in_context({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
@@ -113,7 +115,7 @@ def changed(*columns: str) -> When:
     """Fire if one of `columns` differs from before.
 
     An insert, a delete and a truncate count as a change of every column. If the source did not send the old value
-    (PostgreSQL's REPLICA IDENTITY is not FULL), it fires: one task too many is better than a lost change.
+    (on PostgreSQL, if REPLICA IDENTITY is not FULL), it fires: an extra task is better than a lost change.
     `python -m listener check` names the tables to which this applies.
     """
     if not columns or not all(map(_is_name, columns)):
@@ -122,7 +124,7 @@ def changed(*columns: str) -> When:
 
 
 def became(column: str, value: Any) -> When:
-    """Fire if `column` now has this value and had another one, or if the row is new.
+    """Fire if `column` has this value now and had another one before, or if the row is new.
 
     `value` is compared with what a task would receive: `numeric` and timestamps are str, arrays are lists. If the old
     value is unknown, it fires at every UPDATE of a row that has this value.
@@ -133,9 +135,9 @@ def became(column: str, value: Any) -> When:
 
 
 def in_context(**values: Any) -> When:
-    """Fire if the transaction has said this of itself, with `cdc_tasks.context`: all of these values.
+    """Fire if the context of the transaction (`cdc_tasks.context`) has all of these values.
 
-    Raises ContextError if no context can have them.
+    Raises ContextError if a context cannot have them.
     """
     check_context(values)
     return _InContext(values)
@@ -146,7 +148,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return the value as a task gets it through JSON: with lists instead of tuples."""
+    """Return the value as a task gets it through JSON: lists instead of tuples."""
     if isinstance(value, list | tuple):
         return [_as_json(each) for each in value]
     if isinstance(value, dict):

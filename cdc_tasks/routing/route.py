@@ -1,4 +1,4 @@
-"""A route, how routes are found, and what one fires."""
+"""Routes, the index that finds them, and the calls that they fire."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 # What a route does while its queue is longer than CDC_MAX_QUEUE.
 PAUSE: Final = "pause"  # the listener waits, with all routes
 GROW: Final = "grow"  # the queue grows
-SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes go on
+SET_ASIDE: Final = "set_aside"  # the route's messages wait beside the queue; other routes continue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,8 @@ class Route:
     table: str  # a name, or a glob
     events: frozenset[EventType]
     task: str
-    when: When | None = field(hash=False)  # a user's object: it may have no hash
-    args: Args | None = field(hash=False)  # None: the change itself is the task's one argument
+    when: When | None = field(hash=False)  # a user's object, which may not be hashable
+    args: Args | None = field(hash=False)  # None: the change itself is the task's only argument
     kwargs: Kwargs | None = field(default=None, hash=False)
     columns: tuple[str, ...] | None  # None: all
     queue: str | None  # None: the task's own, or the one of Celery's task_routes
@@ -55,21 +55,23 @@ class Route:
     batch: int | None
     countdown: float | None = None  # seconds from sending until the task is due
     priority: int | None = None  # None: the task's own, or the one of Celery's settings
-    expires: float | None = None  # seconds from sending; later no worker runs the task
+    expires: float | None = None  # seconds from sending; no worker runs the task later than that
     parameters: Signature | None = field(
         default=None, hash=False, compare=False
     )  # of the task, if it is checked
-    id: str  # identifies the route in task ids, also after the routes are reordered; "": the task has an id of its own
+    id: str  # identifies the route in task ids, even after the routes are reordered; "": the task has its own id
     is_grouped: bool  # has coalesce or batch
     key: Key | None = field(default=None, hash=False)  # None: its tasks have no order
-    on_failure: OnFailure = "continue"  # what a task that gives up does to its key
-    even_muted: bool = False  # changes that their transaction mutes fire it too
+    on_failure: OnFailure = "continue"  # what happens to the key after a task that gives up
+    even_muted: bool = False  # muted changes fire it too
     on_full: str = PAUSE  # what to do while the queue is longer than CDC_MAX_QUEUE
-    # Further options of `apply_async`, which only an enqueued task has.
+    # More options of `apply_async`, only for an enqueued task.
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    replay: str | None = None  # the id of the replay that fires it; its messages say so
+    replay: str | None = None  # the id of the replay that fires it; its messages name it
     place: str = field(default="", compare=False)  # the file and line that registers it
-    sent_as: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # equal: so are the messages
+    sent_as: tuple[Any, ...] = field(
+        init=False, repr=False, compare=False
+    )  # routes for which it is equal send equal messages
 
     def __post_init__(self) -> None:
         sent_as: tuple[Any, ...] = (
@@ -81,7 +83,7 @@ class Route:
             self.on_failure,
             self.replay,
         )
-        if not self.id:  # an enqueued task's: the schema has its options
+        if not self.id:  # of an enqueued task: the schema has its options
             sent_as = "", self.task, self.schema
         object.__setattr__(self, "sent_as", sent_as)
 
@@ -91,9 +93,9 @@ class Route:
 
 
 class RouteIndex:
-    """Finds the routes that watch a table, without trying each route.
+    """Finds the routes that watch a table without trying each route.
 
-    A route is stored under the part of its names before the first wildcard. A lookup takes the table's name and each
+    A route is stored under the part of its names before the first wildcard. A lookup tries the table's name and each
     prefix of it, so its cost grows with the length of the name, not with the number of routes. Only routes whose globs
     have the same prefix are tried one by one.
     """
@@ -107,7 +109,7 @@ class RouteIndex:
             self.add(route)
 
     def add(self, route: Route) -> None:
-        """Add a route, after those that were added before."""
+        """Add a route after the existing ones."""
         name = _joined(route.schema, route.table)
         wildcard = _WILDCARD.search(name)
         routes, place = (self._exact, name) if wildcard is None else (self._globs, name[: wildcard.start()])
@@ -148,7 +150,7 @@ def _joined(schema: str, table: str) -> str:
 
 
 class Origin(NamedTuple):
-    """The change that a task is named after, when only its id and position are still needed."""
+    """The change from which a task's id is made, when only its id and position are still needed."""
 
     kind: tuple[str, str, str]  # schema, table, event's value
     stamp: tuple[bytes, bytes]  # id and position, encoded
@@ -174,12 +176,12 @@ class Call(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The task's id: from the change's id and the route's, so that a replayed task has the id that it had."""
+        """The task's id, made from the ids of the change and the route: a replayed task keeps its id."""
         return task_id(self.change.id, self.route)
 
 
 def task_id(change_id: str, route: Route) -> str:
-    """Return the id of the task that a change fires by a route; an enqueued task has its own."""
+    """Return the id of the task that a change fires through a route; an enqueued task has its own."""
     return f"{change_id}-{route.id}" if route.id else change_id
 
 
@@ -187,11 +189,11 @@ make_call = partial(tuple.__new__, Call)  # half the time of `Call(…)`
 
 
 class Parked(NamedTuple):
-    """A change that a route or the broker could not take: kept until a person replays or drops it."""
+    """A change that failed in a route or at the broker, kept until a person replays or drops it."""
 
     route: Route
     change: Change | Origin
     error: Exception
     rendered: bytes | None = None  # the task's arguments, as in Call, if only an Origin is left
-    rendered_kwargs: bytes = b""  # the same of its keyword arguments
-    key: str | None = None  # the same of its message group
+    rendered_kwargs: bytes = b""  # likewise the keyword arguments
+    key: str | None = None  # likewise the key of its message group

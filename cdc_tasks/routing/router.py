@@ -111,12 +111,12 @@ class BinlogRouter:
 
     @property
     def accepted(self) -> tuple[Accepted, ...]:
-        """Which tasks a transaction may enqueue."""
+        """The tasks that a transaction may enqueue."""
         return tuple(self._accepted)
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """The prefixes of PostgreSQL's logical messages that are for us."""
+        """The prefixes of PostgreSQL's logical messages that the router reads."""
         return tuple(dict.fromkeys([MESSAGE_PREFIX, *(each.prefix for each in self._accepted)]))
 
     @property
@@ -149,29 +149,29 @@ class BinlogRouter:
     ) -> Route:
         """Fire `task` on `events` of the tables that match.
 
-        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `table` may be a model of SQLAlchemy's or Django's; a
-        schema of its own goes before `schema`. `task` is a name, or Celery's task: then its signature is checked, and
-        its own queue, priority and expires count. `when(change)` decides whether it fires.
+        `schema` and `table` are names or globs (`*`, `?`, `[…]`). `table` may be a SQLAlchemy or Django model; the
+        model's own schema takes precedence over `schema`. `task` is a name, or the Celery task: then its signature is
+        checked, and its own queue, priority and expires apply. `when(change)` decides whether it fires.
 
-        `args` and `kwargs` are what the task is called with. Without both the change is its one argument. `args` is a
-        list of columns, or a function of the change that returns a list. `kwargs` is a list of columns, a mapping
-        from parameters to columns, or a function that returns a dict. A change without the value of such a column is
-        parked. `columns` limits the rows that are sent.
+        `args` and `kwargs` are the task's arguments. Without both, the change is its only argument. `args` is a list of
+        columns, or a function of the change that returns a list. `kwargs` is a list of columns, a mapping from
+        parameters to columns, or a function that returns a dict. A change without the value of such a column is
+        parked. `columns` limits the columns of the rows that are sent.
 
-        With `coalesce`, changes with equal arguments fire one task. With `batch`, one task gets a list of up to that
-        many changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
+        With `coalesce`, changes with equal arguments fire one task. With `batch`, one task gets a list of up to `batch`
+        changes, lists of `args`, or dicts of `kwargs`. `queue`, `countdown`, `priority` and `expires` are
         Celery's; the times are in seconds, from when the task is sent.
 
         `key` is a column, a list of columns, or a function that returns a value, a list of values or None. Tasks with
         the same key run one at a time, in the order of the commits. A change without the value of such a column is
-        parked. Routes with the same `group` share their keys; without it each route has its own. `on_failure`: after a
-        task that gives up, "continue" lets its key go on, and "hold" waits until a person has replayed or dropped the
-        dead letter.
+        parked. Routes with the same `group` share their keys; without it each route has its own. `on_failure` decides
+        what happens after a task that gives up: with "continue" the next task of the key runs; with "hold" the key
+        waits until a person has replayed or dropped the dead letter.
 
-        `on_full` says what happens while the queue is longer than CDC_MAX_QUEUE: "pause" makes the listener wait, with
-        all routes; "grow" lets the queue grow; "set_aside" keeps this route's messages in order beside the queue, up to
-        CDC_MAX_SET_ASIDE, and the other routes go on. With `even_muted`, changes that their transaction mutes
-        (`cdc_tasks.muted`) fire it, too.
+        `on_full` decides what happens while the queue is longer than CDC_MAX_QUEUE. With "pause" the listener waits,
+        with all routes. With "grow" the queue grows. With "set_aside" this route's messages wait in order beside the
+        queue, up to CDC_MAX_SET_ASIDE, and the other routes continue. With `even_muted`, muted changes
+        (`cdc_tasks.muted`) fire it too.
 
         Raises RouteError, with the wrong value and a hint.
         """
@@ -228,16 +228,17 @@ class BinlogRouter:
     def accept(self, *tasks: Any, prefix: str = MESSAGE_PREFIX) -> None:
         """Send these tasks when a transaction enqueues them (`cdc_tasks.enqueue`).
 
-        A task is a name, a glob ("shop.*"), or Celery's task. All others are parked: who can write to the database does
-        not thereby run any task. `prefix` is that of PostgreSQL's logical messages, if a program writes its own.
+        A task is a name, a glob ("shop.*"), or the Celery task. All others are parked, so that write access to the
+        database is not enough to run any task. `prefix` is that of PostgreSQL's logical messages, if a program writes
+        its own.
 
         Raises RouteError.
         """
         if not tasks:
-            raise RouteError("accept() names no task.", hint='Write e.g. router.accept("shop.*").')
+            raise RouteError("accept() needs a task.", hint='Write e.g. router.accept("shop.*").')
         if not is_name(prefix) or not prefix.isprintable() or "," in prefix:
             raise RouteError(
-                f"prefix={prefix!r} is no prefix of a logical message.", hint='Write e.g. prefix="shop".'
+                f"prefix={prefix!r} is not a prefix of a logical message.", hint='Write e.g. prefix="shop".'
             )
         for each in tasks:
             known = _task(each)
@@ -248,10 +249,10 @@ class BinlogRouter:
     def refresh_master_cache(
         self, schema: str, *tables: Any, columns: Iterable[str] | None = ("id",)
     ) -> list[Route]:
-        """Refresh the master cache's keys of these tables after any change of them, once for many changes at a time.
+        """Refresh the master cache's keys of these tables after any change, once for many changes together.
 
-        A table is named as `MasterCache.register` has it; `schema` is for those without one. The task reads the rows,
-        so `columns` are only what the source has to send; None: all.
+        Name the tables as in `MasterCache.register`; `schema` is for names without one. The task reads the rows itself,
+        so `columns` only limits what the source has to send; None: all.
         """
         routes = []
         for table in tables:
@@ -281,7 +282,7 @@ class BinlogRouter:
         return twin
 
     def for_reads(self, routes: Iterable[Route]) -> BinlogRouter:
-        """Return a router in which a read fires these routes, whatever their events are; they keep their ids."""
+        """Return a router in which a read fires these routes, whatever their events; they keep their ids."""
         twin = BinlogRouter()
         twin._routes = [replace(route, events=frozenset({EventType.READ})) for route in routes]
         twin._index = RouteIndex(twin._routes)
@@ -292,11 +293,11 @@ class BinlogRouter:
         twin = BinlogRouter()
         twin._routes = [replace(route, replay=replay) for route in routes]
         twin._index = RouteIndex(twin._routes)
-        twin._has_even_muted = True  # a journal may have muted changes for routes that are gone
+        twin._has_even_muted = True  # a journal may have muted changes for removed routes
         return twin
 
     def routes_for(self, kind: tuple[str, str, str]) -> tuple[Route, ...]:
-        """Return the routes that watch this (schema, table, event), before their `when` decides."""
+        """Return the routes that watch this (schema, table, event), without calling `when`."""
         try:
             return self._by_kind[kind]
         except KeyError:
@@ -313,7 +314,7 @@ class BinlogRouter:
         return tuple(each for each in watching if event in each.events)
 
     def tasks_for(self, changes: Iterable[Change]) -> Iterator[Call | Parked]:
-        """Return what these changes fire, in their order."""
+        """Yield what these changes fire, in their order."""
         if not self._has_even_muted:  # then no change is muted
             return self._tasks_for(changes)
         return self._tasks_for_some_muted(changes)
@@ -329,7 +330,7 @@ class BinlogRouter:
         routes: tuple[Route, ...] = ()
         for change in changes:
             kind = change.kind
-            if kind is not last:  # most are like the one before
+            if kind is not last:  # most changes have the same kind as the one before
                 routes, last = self.routes_for(kind), kind
             for route in routes:
                 when, args = route.when, route.args
@@ -347,12 +348,12 @@ class BinlogRouter:
                     yield make_call(fired)
 
     def _id(self, schema: str, table: str, events: frozenset[EventType], task: str) -> str:
-        """Return a digest of what identifies the route; routes that are equal in it differ by their order."""
+        """Return a digest of what identifies the route; equal routes differ by their order."""
         names = (schema, table, events, task)
         name = "\0".join((schema, table, *sorted(events), task, str(self._alike[names])))
         self._alike[names] += 1
         while (digest := hashlib.blake2b(name.encode(), digest_size=4).hexdigest()) in self._ids:
-            name += "\0"  # among thousands of routes two digests may be equal
+            name += "\0"  # with thousands of routes, two digests may be equal
         self._ids.add(digest)
         return digest
 
@@ -371,12 +372,12 @@ class _Constant:
 
 
 def _task(task: Any) -> Task:
-    name: Any = task  # None is refused as a name
+    name: Any = task  # None is refused later, as a name
     return Task(name) if task is None else task_of(task)
 
 
 def _called(route: Route, args: Args, change: Change) -> tuple[bytes, bytes]:
-    """Return what `args` and `kwargs` of a route make of a change, as a Call has it."""
+    """Return the arguments that `args` and `kwargs` of a route make from a change, as in Call."""
     positional: Any = args(change)
     if args.__class__ is EnqueuedArguments:
         return positional  # type: ignore[no-any-return]  # its own

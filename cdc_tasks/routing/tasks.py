@@ -1,4 +1,4 @@
-"""Tasks that a route names as objects: what is known of them without Celery being imported."""
+"""Tasks that a route names as objects: what can be read from them without importing Celery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Task:
 
 
 def task_of(task: Any) -> Task:
-    """Return what is known of a task that is given by its name or as an object. Raises RouteError."""
+    """Return the task that is given by name or as an object. Raises RouteError."""
     if isinstance(task, str):
         return Task(task)
     check_is_task(task)
@@ -31,19 +31,19 @@ def task_of(task: Any) -> Task:
 
 
 def check_is_task(task: Any) -> None:
-    """Raise RouteError if this is no task of Celery's. A lazy one (`@shared_task`) is not evaluated."""
+    """Raise RouteError if this is not a Celery task. A lazy one (`@shared_task`) is not evaluated."""
     if type(task).__module__ == "celery.local":
         return
     if isinstance(task, type):
         raise RouteError(
-            f"{task.__qualname__} is a class, and no task.",
+            f"{task.__qualname__} is a class, not a task.",
             hint="Register it with Celery: task = app.register_task(…())",
         )
     if isfunction(task) or not callable(getattr(task, "apply_async", None)):
         shown = getattr(task, "__qualname__", repr(task))
         raise RouteError(
-            f"{shown} is no task of Celery's.",
-            hint="on_change stands above the decorator that makes the task:\n"
+            f"{shown} is not a Celery task.",
+            hint="Write on_change above the decorator that makes the task:\n"
             '  @on_change("orders_order")\n'
             "  @shared_task\n"
             f"  def {getattr(task, '__name__', 'task')}(…):",
@@ -51,18 +51,18 @@ def check_is_task(task: Any) -> None:
 
 
 def _own_options(task: Any) -> dict[str, Any]:
-    """Return the options of a task, as `@shared_task(queue="mail")` has them, that a route can have too."""
+    """Return the task's own options, as in `@shared_task(queue="mail")`, that a route can have too."""
     queue, priority, expires = (getattr(task, name, None) for name in ("queue", "priority", "expires"))
     named = {
         "queue": getattr(queue, "name", queue),
         "priority": priority,
-        "expires": expires if isinstance(expires, int | float) else None,  # a date is no option of a route
+        "expires": expires if isinstance(expires, int | float) else None,  # a route cannot have a date
     }
     return {name: value for name, value in named.items() if value is not None}
 
 
 def _parameters(task: Any) -> Signature | None:
-    """Return the parameters that a caller gives; None if Celery does not check them either, or they are unknown."""
+    """Return the parameters that a caller gives; None if Celery does not check them, or if they are unknown."""
     if not getattr(task, "typing", True):
         return None
     try:
@@ -72,9 +72,9 @@ def _parameters(task: Any) -> Signature | None:
 
 
 def check_call(task: Task, *, args: Args | None, kwargs: Kwargs | None, batch: int | None) -> bool:
-    """Raise RouteError if the task does not take what the route calls it with.
+    """Raise RouteError if the task does not take the arguments that the route passes.
 
-    Return whether that is known only when the route fires, because a function makes the arguments.
+    Return whether this can be checked only when the route fires, because a function makes the arguments.
     """
     if task.parameters is None:
         return False
@@ -84,7 +84,7 @@ def check_call(task: Task, *, args: Args | None, kwargs: Kwargs | None, batch: i
             task.parameters,
             1,
             (),
-            "the list of a batch" if batch is not None else "the change, its one argument",
+            "the list of a batch" if batch is not None else "the change as the only argument",
         )
         return False
     if isinstance(args, ColumnArgs) and (kwargs is None or isinstance(kwargs, ColumnKwargs)):
@@ -102,14 +102,14 @@ def _bind(task: Task, parameters: Signature, count: int, names: tuple[str, ...],
         parameters.bind(*(None,) * count, **dict.fromkeys(names))
     except TypeError as error:
         raise RouteError(
-            f"{task.name}{parameters} does not take what the route calls it with, {shown}: {error}.",
+            f"{task.name}{parameters} does not take what the route passes, {shown}: {error}.",
             hint="Correct args= and kwargs= of the route, or the parameters of the task.",
             code="task_arguments",
         ) from None
 
 
 def check_arguments(task: str, parameters: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TypeError, without a value, if a task does not take what the functions of its route returned."""
+    """Raise TypeError, without a value, if a task does not take what its route's functions returned."""
     try:
         parameters.bind(*args, **kwargs)
     except TypeError as error:
@@ -118,7 +118,7 @@ def check_arguments(task: str, parameters: Signature, args: Sequence[Any], kwarg
 
 
 def _check_names(task: Task, names: tuple[str, ...]) -> None:
-    """Raise RouteError if a name is none of the task's parameters; `args=` is a function, so the rest is unknown."""
+    """Raise RouteError if a name is not a parameter of the task; `args=` is a function, so the rest is unknown."""
     known = (task.parameters or Signature()).parameters.values()
     if any(each.kind is Parameter.VAR_KEYWORD for each in known):
         return

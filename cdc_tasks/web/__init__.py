@@ -1,1 +1,1 @@
-"""Middleware: what a request changes says who made it. No framework is needed to import this package."""
+"""Middleware: the changes of a request carry who made them. Importing this package needs no framework."""

@@ -18,15 +18,15 @@ _App = Callable[[_Scope, Any, Any], Awaitable[None]]
 
 
 class ContextMiddleware:
-    """Lets each request act: the transactions in which it writes have a context, with its `request_id`.
+    """Gives a context, with the `request_id`, to each transaction in which a request writes.
 
-    The id is that of the header X-Request-ID, or a new one; `scope["cdc_request_id"]` has it.
+    The id is that of the header X-Request-ID, or a new one. It is in `scope["cdc_request_id"]`.
     """
 
     def __init__(
         self, app: _App, *, context: Callable[[_Scope], Mapping[str, Any] | None] | None = None
     ) -> None:
-        """`context` returns more values of a request, from its ASGI scope; it is called before the first write."""
+        """`context` returns more values from a request's ASGI scope. It is called before the first write."""
         self._app = app
         self._context = context
 

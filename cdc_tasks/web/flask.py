@@ -1,7 +1,7 @@
 """Middleware for Flask.
 
 init_app(app, context=lambda: {"user_id": flask.session.get("user_id")})
-cdc_tasks.write_context(engine)   # of Flask-SQLAlchemy: db.engine
+cdc_tasks.write_context(engine)   # with Flask-SQLAlchemy: db.engine
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["init_app"]
 
 
 def init_app(app: Any, *, context: Callable[[], Mapping[str, Any] | None] | None = None) -> None:
-    """Let each request of a Flask app act: the transactions in which it writes have a context, with its `request_id`.
+    """Give a context, with the `request_id`, to each transaction in which a request of a Flask app writes.
 
-    The id is that of the header X-Request-ID, or a new one; `flask.g.cdc_request_id` has it. `context` returns more
-    values of the current request; it is called before the first write.
+    The id is that of the header X-Request-ID, or a new one. It is in `flask.g.cdc_request_id`. `context` returns more
+    values of the current request. It is called before the first write.
     """
-    flask: Any = import_module("flask")  # it is there: this is an app of it
+    flask: Any = import_module("flask")  # installed, because `app` is a Flask app
     g, request = flask.g, flask.request
 
     def begin_request() -> None:

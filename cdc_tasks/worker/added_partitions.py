@@ -1,8 +1,9 @@
-"""Tasks with a key on RabbitMQ, for workers of somebody else's app with `cdc_tasks.install`.
+"""Tasks with a key on RabbitMQ, for workers of an application's own app with `cdc_tasks.install`.
 
 The partitions are not among the queues of such a worker (`added_partitions` in
-`cdc_tasks/broker/rabbitmq/partitions.py`): Celery would take from them as from the others. The queue whose consumers
-are counted stands for all of them after `-Q` and `-X`: while Celery reads these options, it is one of the app's queues.
+`cdc_tasks/broker/rabbitmq/partitions.py`): Celery would consume from them as from other queues. In `-Q` and `-X`, the
+queue whose consumers are counted represents all of them: while Celery reads these options, it is one of the app's
+queues.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ if TYPE_CHECKING:
 
 __all__ = ["leave_out", "note_choice", "offer", "open_added"]
 
-_taken: WeakKeyDictionary[Celery, dict[str, Queue]] = WeakKeyDictionary()  # by a worker of this process
+_taken: WeakKeyDictionary[Celery, dict[str, Queue]] = (
+    WeakKeyDictionary()
+)  # consumed by a worker of this process
 
 
 def offer(app: Celery) -> None:
-    """Let `-Q` and `-X` name the app's partitions, by the queue that stands for them."""
+    """Make `-Q` and `-X` accept the app's partitions, by the queue that represents them."""
     for counted in added_partitions(app)[:1]:
         app.amqp.queues.select_add(counted)
 
 
 def note_choice(app: Celery) -> None:
-    """Note whether the worker takes from the partitions, once Celery has read `-Q` and `-X`."""
+    """Record whether the worker consumes from the partitions, after Celery has read `-Q` and `-X`."""
     added = added_partitions(app)
     if not added:
         return
     queues, names = app.amqp.queues, [queue.name for queue in added]
-    if names[0] in queues.consume_from:  # also if the worker has to leave out a part: `open_added`
+    if names[0] in queues.consume_from:  # even if the worker has to leave out a part: `open_added`
         _taken[app] = dict(zip(names, added, strict=True))
     if queues.consume_from is not queues:
         queues.deselect(names)
@@ -48,9 +51,9 @@ def note_choice(app: Celery) -> None:
 
 
 def open_added(consumer: Any, take: Callable[[Any], None]) -> list[Queue]:
-    """Make what the worker takes from, and let it be counted; return the partitions.
+    """Declare the queues that the worker consumes from, and count it as a consumer; return the partitions.
 
-    `take` gets a message of the queue whose consumers are counted, which should have none.
+    `take` gets any message of the queue whose consumers are counted, which should have none.
     """
     taken = _taken.get(consumer.app, {})
     if not taken or not (parts_of(consumer.app) or NO_PARTS).has_partitions:
@@ -67,7 +70,7 @@ def open_added(consumer: Any, take: Callable[[Any], None]) -> list[Queue]:
 
 
 def leave_out(app: Celery, refused: dict[str, str]) -> None:
-    """Take from these no more, by name with what RabbitMQ said."""
+    """Stop consuming from these; `refused` has their names with RabbitMQ's errors."""
     for name in refused:
         del _taken[app][name]
     if refused:
@@ -76,7 +79,7 @@ def leave_out(app: Celery, refused: dict[str, str]) -> None:
 
 def _be_counted(consumer: Any, queue: Queue, take: Callable[[Any], None]) -> None:
     channel = consumer.connection.channel()
-    channel.basic_qos(0, 1, False)  # py-amqp's arguments have no names
+    channel.basic_qos(0, 1, False)  # py-amqp has no keyword arguments
     counted = KombuConsumer(
         channel, [queue], accept=consumer.app.conf.accept_content, on_decode_error=consumer.on_decode_error
     )

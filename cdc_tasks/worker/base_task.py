@@ -1,7 +1,7 @@
-"""What a task does besides its own work: retries as `cdc_tasks.retry` decides, and a dead letter when it gives up.
+"""Additions to each task: retries by the rules of `cdc_tasks.retry`, and a dead letter when the task gives up.
 
-`cdc_tasks.install` gives this to each task of an app, whatever its base class is: `RetryingRegistry` puts `Retrying` in
-front of the bases of the task's class.
+`cdc_tasks.install` adds this to each task of an app, whatever its base class is: `RetryingRegistry` puts `Retrying`
+before the bases of the task's class.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = ["Retrying", "RetryingRegistry", "RetryingTask", "max_retries_of"]
 
 log = structlog.get_logger()
 
-_PAUSE = 1.0  # seconds before a task goes back to its queue, which limits the loop
+_PAUSE = 1.0  # seconds before a task goes back to its queue, to slow down the loop
 _CELERYS: Final = celery.Task
 
 
 @contextlib.contextmanager
 def _context_of(task: Any) -> Iterator[None]:
-    """Let log lines show the context of the change that fired the task, and let what the task writes name the task."""
+    """Add the context of the change that fired the task to log lines, and the task to the context of its writes."""
     request, parts = task.request, parts_of(task.app) or NO_PARTS
     shown = shown_context((request.headers or {}).get(CONTEXT_HEADER))
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def _context_of(task: Any) -> Iterator[None]:
 
 
 class Retrying:
-    """A mixin, before Celery's task in a class's bases.
+    """A mixin, before Celery's task among a class's bases.
 
     Retries `TryAgain` with back-off. Any other error ends the task with a dead letter.
     """
@@ -76,9 +76,11 @@ class Retrying:
                 if iscoroutine(result) and not self.request.called_directly:
                     return coroutines.run(result)
                 return result
-        except TaskPredicate:  # a retry or a rejection that the task itself has raised
+        except TaskPredicate:  # a retry or a rejection that the task itself raised
             raise
-        except Exception as error:  # a task may raise anything: it is retried, or raised again
+        except (
+            Exception
+        ) as error:  # a task may raise anything: the task is retried, or the error raised again
             if self.request.called_directly or self.request.is_eager:
                 raise
             parts = parts_of(self.app) or NO_PARTS
@@ -93,14 +95,14 @@ class Retrying:
             raise
 
     def _run_it(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call the task as Celery would: with the `__call__` of its own base class, if that has one."""
+        """Call the task as Celery would: with the `__call__` of its own base class, if there is one."""
         theirs = super().__call__  # type: ignore[misc]  # Celery's task's
         if theirs.__func__ is _CELERYS.__call__:
             return self.run(*args, **kwargs)
         return theirs(*args, **kwargs)
 
     def _give_up(self: Any, error: Exception) -> None:
-        """Keep a dead letter; if that fails now, retry the task, so that it is not lost."""
+        """Keep a dead letter; if that fails, retry the task, so that it is not lost."""
         try:
             dead_letters.keep(dead_letters.letter_of(self.name, self.request, error))
         except CacheAwayError as away:
@@ -119,9 +121,7 @@ class Retrying:
             headers = dead_letters.with_attempt(headers, attempt)
         if not (counts and error.counts):
             request.update(retries=request.retries - 1)  # Celery adds one
-        count_retry(
-            self.name
-        )  # before it is sent: another process may have it at once, ahead of this one's event
+        count_retry(self.name)  # before it is sent: another process may start it before this one's event
         try:
             self.retry(exc=error, countdown=wait, headers=headers, max_retries=max_retries_of(self))
         except Retry as retry:
@@ -130,7 +130,7 @@ class Retrying:
             if isinstance(rejected.args[0], BrokerBlockedError):
                 with contextlib.suppress(CacheAwayError):
                     return self._defer(wait, headers)  # type: ignore[no-any-return]  # `self` is Any
-            # The broker did not take the retry. Celery would drop the task; here it stays in the queue.
+            # The broker did not accept the retry. Celery would drop the task; here it stays in the queue.
             log.warning("retry_not_taken", of_task=self.name, error=repr(rejected.args[0]))
             time.sleep(_PAUSE)
             return Reject("the broker did not take the retry", requeue=True)
@@ -151,7 +151,7 @@ class Retrying:
         queue: str | None = None,
         **options: Any,
     ) -> Any:
-        """Return the signature of a retry, for the queue that the task came from; Celery's follows `task_routes`."""
+        """Return the signature of a retry for the queue that the task came from; Celery's would use `task_routes`."""
         current = self.request if request is None else request
         info = current.delivery_info or {}
         queue = queue or queue_of_key(self.app, info.get("routing_key"), exchange=info.get("exchange"))
@@ -162,7 +162,7 @@ class Retrying:
     def apply_async(
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Send the task; Flower shows which change is in its arguments, but no row."""
+        """Send the task; of a change in its arguments, Flower shows no row."""
         if options.get("headers") or options.get("countdown"):
             options["headers"] = with_countdown(options.get("headers"), options.get("countdown"))
         if holds_change(args) or holds_change(kwargs):
@@ -172,7 +172,7 @@ class Retrying:
 
 
 def _name_what_it_replaces(retry: Any, request: Any) -> None:
-    """Say in a retry with a key which message it takes the place of."""
+    """Name, in a retry with a key, the message that it replaces."""
     headers, tag = retry.options.get("headers"), (request.properties or {}).get("delivery_tag")
     if headers and KEY_HEADER in headers and tag is not None:
         retry.options["headers"] = {**headers, REPLACED_HEADER: str(tag)}
@@ -184,12 +184,12 @@ class RetryingTask(Retrying, celery.Task):  # type: ignore[type-arg]  # generic 
     max_retries = MAX_RETRIES
     default_retry_delay = 10  # seconds, after a worker has died
     Request = "cdc_tasks.worker.poison:BoundedRequest"
-    hides_mappings = True  # in Flower and `celery inspect`: they may hold rows
+    hides_mappings = True  # in Flower and `celery inspect`: they may contain rows
 
     def apply_async(  # type: ignore[override]  # the stubs name each option
         self, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Send the task; Flower shows no row, and no other mapping's values either."""
+        """Send the task; Flower shows no row, and no values of other mappings."""
         options.setdefault("argsrepr", redacted(args or ()))
         options.setdefault("kwargsrepr", redacted(kwargs or {}))
         return super().apply_async(args, kwargs, **options)
@@ -202,11 +202,11 @@ def max_retries_of(task: Any) -> int | None:
     return own if says_so else MAX_RETRIES
 
 
-# --- How each task of an app gets it --------------------------------------------------------------------
+# --- How the mixin is added to each task ----------------------------------------------------------------
 
 
 class RetryingRegistry(TaskRegistry):
-    """An app's tasks; each becomes `Retrying` as it is registered."""
+    """An app's tasks; each becomes `Retrying` when it is registered."""
 
     def __setitem__(self, name: str, task: Any) -> None:
         make_retrying(task)
@@ -214,7 +214,7 @@ class RetryingRegistry(TaskRegistry):
 
 
 def make_retrying(task: Any) -> None:
-    """Put `Retrying` in front of the bases of a task's class, unless it is there."""
+    """Put `Retrying` before the bases of a task's class, unless it is among them."""
     kind = type(task)
     if not issubclass(kind, Retrying):
         task.__class__ = _retrying(kind)
@@ -227,7 +227,7 @@ def _retrying(kind: Any) -> Any:
 
 @cache
 def _request_of(given: Any) -> Any:
-    """Return the class of a task's requests in the worker: ours, in front of the task's own if it has one."""
+    """Return the class of a task's requests in the worker: ours, before the task's own if it has one."""
     theirs = symbol_by_name(given)
     if issubclass(theirs, poison.BoundedRequest):
         return theirs

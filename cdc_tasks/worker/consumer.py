@@ -1,6 +1,6 @@
 """The worker's consumer: malformed messages and those of unknown tasks become dead letters.
 
-Celery would drop messages of unknown tasks and log their rows, and some malformed messages would end its worker.
+Celery would drop messages of unknown tasks and log their rows, and some malformed messages would stop its worker.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class UnknownTaskError(CDCError):
 
 
 class Consumer(CeleryConsumer):
-    """Takes messages from the broker, in the worker's main process."""
+    """Consumes messages from the broker, in the worker's main process."""
 
     connection: Any  # the stubs leave them out
     connection_errors: Any
@@ -69,7 +69,7 @@ class Consumer(CeleryConsumer):
     _take: Callable[[Any], None]
 
     def on_ready(self) -> None:
-        """Start as Celery does, and then send the retries that waited for a broker alarm to end."""
+        """Start as Celery does, then send the retries that waited for the end of a broker alarm."""
         super().on_ready()
         start_keyed_messages(self, self._take)
         parts = parts_of(self.app) or NO_PARTS
@@ -79,7 +79,7 @@ class Consumer(CeleryConsumer):
             send_when_unblocked(self.hub, self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return the function that takes a message: Celery's, after a check that the message is a task's."""
+        """Return the function that handles a message: Celery's, after a check that the message is a task's."""
         take = super().create_task_handler(*args, **kwargs)
 
         def take_readable(message: Any) -> None:
@@ -113,7 +113,7 @@ class Consumer(CeleryConsumer):
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002  # Celery's signature
         if not leave_if_foreign(self, message):
-            self._keep(message, "It names no task.")
+            self._keep(message, "It does not name a task.")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
         self._keep(message, repr(exc))
@@ -154,7 +154,7 @@ class Consumer(CeleryConsumer):
 def _number_kept(channel: Any) -> int:
     """Return the number of messages that this worker keeps until they are due.
 
-    Celery before 5.7 does not count them: then it is that of all its unacknowledged messages.
+    Celery before 5.7 does not count them: then it is the number of all its unacknowledged messages.
     """
     kept = getattr(state, "scheduled_requests", None)
     if kept is not None:
@@ -184,7 +184,7 @@ def _letter_of(message: Any) -> dead_letters.DeadLetter:
     )
     unknown = UnknownTaskError(
         f"No module of this worker has a task {headers['task']}.",
-        hint="name its module in CDC_TASK_MODULES of every worker, and then: "
+        hint="add its module to CDC_TASK_MODULES of every worker, and then: "
         f"python -m cdc_tasks dead-letters replay {headers['id']}",
     )
     return dead_letters.letter_of(headers["task"], request, unknown)

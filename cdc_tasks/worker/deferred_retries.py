@@ -1,7 +1,7 @@
 """Retries that RabbitMQ refused while its alarm was on: they are kept in Redis, and sent when the alarm is over.
 
-A task that is given back to its queue instead would come again at once, before all others, and a quorum queue drops
-messages that come back too often.
+If the task went back to its queue instead, it would be delivered again at once, before all others, and a quorum queue
+drops messages that come back too often.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ log = structlog.get_logger()
 SEND = "cdc_tasks.send_held_retries"  # the name of the task
 
 _KEY = "cdc:held-retries"  # a hash: task id, the retry
-_LOCK_TIMEOUT = 60  # seconds that one worker has to send them; then another may try
+_LOCK_TIMEOUT = 60  # seconds for one worker to send them; then another may try
 
 
 def defer(retry: Signature[Any], *, wait: float) -> Ignore:
-    """Keep a retry that is to be sent with this delay; return the exception that acknowledges its message.
+    """Keep a retry, to be sent with this delay; return the exception that acknowledges its message.
 
     Raise CacheAwayError if Redis is down.
     """
     record = json.dumps({"wait": wait, "retry": retry}, default=str)
     with cache.errors_translated():
         cache.client().hset(_KEY, retry.options["task_id"], record)
-    log.warning("retry_deferred", of_task=retry.task, reason="RabbitMQ takes no messages: its alarm is on.")
-    return Ignore("RabbitMQ does not take the retry now: it is kept in Redis.")
+    log.warning("retry_deferred", of_task=retry.task, reason="RabbitMQ accepts no messages: its alarm is on.")
+    return Ignore("RabbitMQ does not accept the retry now: it is kept in Redis.")
 
 
 def send_deferred_retries() -> None:
@@ -65,7 +65,7 @@ def _send(entry: dict[str, Any]) -> None:
 def send_when_unblocked(hub: Any, app: Celery) -> None:
     """Send the deferred retries now and after each alarm of RabbitMQ; `hub` is the worker's event loop.
 
-    They are sent by a task: in an app of somebody else's it goes to the first queue that this worker takes from.
+    A task sends them; in an application's own app it goes to the first queue that this worker consumes from.
     """
     from cdc_tasks.broker.rabbitmq import transport
 

@@ -1,8 +1,8 @@
-"""Task events are published many at a time, up to 50 ms after they happened.
+"""Publishes task events many at a time, up to 50 ms after they happened.
 
-Celery publishes the events of each round of its event loop by themselves, which takes more than half of a busy worker's
-main process. A consumer of events, such as Flower, gets the same events in the same order, several in a message: Celery
-calls that `task.multi`. Events of the worker itself, such as heartbeats, go out at once.
+Celery publishes the events of each round of its event loop separately, which takes more than half of the time of a busy
+worker's main process. A consumer of events, such as Flower, gets the same events in the same order, several in one
+message (`task.multi` in Celery). Events of the worker itself, such as heartbeats, are sent at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BufferEvents(StartStopStep):
         self._dispatcher: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Take over the connection's new dispatcher, with what the one before has not published."""
+        """Take over the connection's new dispatcher, with the unpublished events of the previous one."""
         before, self._dispatcher = self._dispatcher, consumer.event_dispatcher
         if consumer.hub is None or self._dispatcher is None:
             return

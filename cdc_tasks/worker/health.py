@@ -38,7 +38,7 @@ class Health:
     worker: str
     milliseconds: int  # from sending the task to receiving its answer
     dead_letters: int
-    parked: int  # changes that a route could not take
+    parked: int  # changes that failed in a route
     waiting: int  # messages that wait in Redis until they are due
 
 
@@ -55,7 +55,7 @@ def answer_health(self: celery.Task[Any, Any], question: str) -> None:
 
 
 def check(worker: str | None, *, timeout: float) -> Health:
-    """Ask a worker by name (None: any) and wait for its answer; raise NotWellError or CacheAwayError."""
+    """Query a worker by name (None: any) and wait for its answer. Raises NotWellError or CacheAwayError."""
     began = time.monotonic()
     question = uuid4().hex
     _ask(worker, question, timeout)
@@ -79,7 +79,7 @@ def own_worker() -> str:
 
 @signals.celeryd_after_setup.connect
 def _listen_to_questions(sender: str, instance: Any, **_: Any) -> None:
-    """Give each worker its own queue, whatever its `-Q` is, so that no other worker answers for it."""
+    """Give each worker its own queue, whatever its `-Q`, so that no other worker answers for it."""
     if (parts_of(instance.app) or NO_PARTS).health:
         instance.app.amqp.queues.select_add(_queue(instance.app, sender))
 
@@ -90,8 +90,8 @@ def _queue(app: celery.Celery, worker: str) -> Queue:
     other = next(iter(app.amqp.queues.values()))
     shared = other.exchange.type == "topic"
     exchange = other.exchange if shared else Exchange(name, type="direct")
-    # RabbitMQ deletes it with its worker. It is not exclusive: after a connection has broken without a signal, its
-    # worker could not use an exclusive queue again until RabbitMQ has noticed too.
+    # RabbitMQ deletes it with its worker. It is not exclusive: after an undetected broken connection, its worker could
+    # not use an exclusive queue again until RabbitMQ detects it too.
     arguments = {"x-queue-type": "classic"} if shared else None
     # On Redis an answer may take a few seconds, which saves a connection of each idle worker.
     consumer_arguments = None if shared else {NO_WAKE_UP: True}
@@ -113,8 +113,8 @@ def _ask(worker: str | None, question: str, timeout: float) -> None:
         app.send_task(ANSWER, (question,), expires=timeout, retry=False, ignore_result=True, **where)
     except OperationalError as error:
         raise NotWellError(
-            f"The broker did not take a task: {error}",
-            hint="is it running, and is CELERY_BROKER_URL right? python -m listener check says more",
+            f"The broker did not accept a task: {error}",
+            hint="is it running, and is CELERY_BROKER_URL right? For details: python -m listener check",
         ) from error
 
 
@@ -131,13 +131,13 @@ def _no_answer(worker: str | None, timeout: float) -> NotWellError:
     if worker is None:
         return NotWellError(
             f"No worker has answered for {counted(timeout, 'second')}.",
-            hint="start one: celery -A cdc_tasks worker. If there are some, they are busy, or hang: "
+            hint="start one: celery -A cdc_tasks worker. Running workers are busy, or hang: "
             "celery -A cdc_tasks inspect active",
         )
     return NotWellError(
         f"{worker} has not answered for {counted(timeout, 'second')}.",
-        hint=f"is that its name? celery -A cdc_tasks status. What is it at? celery -A cdc_tasks inspect active "
-        f"-d {worker}. If it hangs, restart it: its tasks come back",
+        hint=f"is that its name? celery -A cdc_tasks status. What is it doing? celery -A cdc_tasks inspect active "
+        f"-d {worker}. If it hangs, restart it: its tasks are delivered again",
     )
 
 

@@ -1,13 +1,13 @@
-"""`cdc_tasks.install`: what makes tasks finish, in any Celery app.
+"""`cdc_tasks.install`: makes the tasks of any Celery app finish.
 
-An app keeps its class, its tasks, queues and settings. What is changed is changed in this app alone:
+An app keeps its class, its tasks, queues and settings. All changes apply to this app only:
 
-- Its class becomes a subclass of itself that sends messages as our transports need it (`DelayingApp`).
+- Its class becomes a subclass of itself that sends messages as our transports need them (`DelayingApp`).
 - Its connections are `cdc_tasks.broker.connection.Connection`.
-- Its registry of tasks puts `Retrying` in front of the bases of each task (`cdc_tasks.worker.base_task`).
-- Our settings stand between its own and Celery's defaults.
-- Its workers have a few steps more. Signals of Celery's are those of every app in the process: each function below
-  looks first whether the app is one with our parts.
+- Its registry of tasks puts `Retrying` before the bases of each task (`cdc_tasks.worker.base_task`).
+- Our settings come after its own and before Celery's defaults.
+- Its workers have a few additional steps. Celery's signals are shared by all apps of the process, so each function
+  below first checks whether the app has our parts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["InstallError", "install", "make_own"]
 
 
 class InstallError(CDCError):
-    """This is nothing that cdc-tasks can be installed in."""
+    """cdc-tasks cannot be installed in this object."""
 
 
 def install(
@@ -54,34 +54,33 @@ def install(
 ) -> Celery:
     """Make the tasks of the Celery app `app` finish; return the app.
 
-    Call it once, where the app is made, before or after `config_from_object`. Each part can be left out. The app's own
-    settings win; where one weakens a guarantee, its workers log `settings_weaken_guarantees` when they start.
+    Call it once, where you create the app, before or after `config_from_object`. Each part can be left out. The app's
+    own settings take precedence; if one weakens a guarantee, its workers log `settings_weaken_guarantees` at start-up.
 
-    - `transport`: on Redis and RabbitMQ no message is lost when a worker dies at the wrong moment, and those of a dead
-      worker come back within a minute, however long the app's tasks run. On Redis, messages that are due later wait in
-      Redis and not in a worker. A broker that is away or hangs is waited for. Task events are published many at a
-      time, up to 50 ms later.
-    - `late_acks`: a message is acknowledged when its task has ended, and not when it begins. So a task whose worker
+    - `transport`: on Redis and RabbitMQ no message is lost when a worker dies at the wrong moment. The messages of a
+      dead worker are delivered again within a minute, however long the app's tasks run. On Redis, messages that are due
+      later wait in Redis, not in a worker. Workers wait for a broker that is down or hangs. Task events are published
+      many at a time, up to 50 ms later.
+    - `late_acks`: a message is acknowledged when its task has ended, not when it begins. So a task whose worker
       dies runs again: make it idempotent.
-    - `retries`: a task that raises `cdc_tasks.TryAgain` is tried again, with back-off, as often as its `max_retries`
-      says, or 15 times. Celery's own retries (`autoretry_for`, `self.retry`) stay as they are.
-    - `dead_letters`: a task that fails, or whose workers die again and again, a message of an unknown task, and one
-      that is no task's are kept in Redis: `python -m cdc_tasks -A … dead-letters list`.
-    - `health`: `python -m cdc_tasks -A … health` asks a worker through the broker.
-    - `metrics`: Flower's `/metrics` shows the numbers of dead letters, parked changes and messages that wait.
-    - `order_by_key`: on RabbitMQ, tasks with a key go to queues of their own (`cdc_SHOP_keyed_0`, … for an app with the
-      name SHOP), and the app's workers take from them. It needs `transport`, `late_acks` and `dead_letters`. On Redis
-      `transport` alone keeps their order, in the queues of the app.
-    - `context`: what a task writes has a context that names it, with `task` and `task_id`: through an engine of
-      `cdc_tasks.write_context(engine)`, and in a Django project, with `CDC_CONTEXT = True`, through its database.
+    - `retries`: a task that raises `cdc_tasks.TryAgain` is retried, with back-off, up to its `max_retries`, or 15
+      times. Celery's own retries (`autoretry_for`, `self.retry`) are not changed.
+    - `dead_letters`: tasks that fail or repeatedly kill their workers, messages of unknown tasks, and malformed
+      messages are kept in Redis: `python -m cdc_tasks -A … dead-letters list`.
+    - `health`: `python -m cdc_tasks -A … health` queries a worker through the broker.
+    - `metrics`: Flower's `/metrics` shows the numbers of dead letters, parked changes and waiting messages.
+    - `order_by_key`: on RabbitMQ, tasks with a key go to their own queues (`cdc_SHOP_keyed_0`, … for an app with the
+      name SHOP), and the app's workers consume from them. It needs `transport`, `late_acks` and `dead_letters`. On
+      Redis `transport` alone keeps their order, in the app's queues.
+    - `context`: the writes of a task have a context that names it, with `task` and `task_id`. This needs
+      `cdc_tasks.write_context(engine)`, or in a Django project `CDC_CONTEXT = True`.
+    - `otel`: the process uses OpenTelemetry tracing, as with CDC_OTEL=true: workers trace the app's tasks.
 
-    - `otel`: the process takes part in traces of OpenTelemetry, as with CDC_OTEL=true: workers trace the app's tasks.
+    The data in Redis is in CDC_CACHE_URL, or else in the broker. If neither is Redis, the parts that need it are left
+    out, and the worker logs this.
 
-    What is kept in Redis is in CDC_CACHE_URL, or else in the broker. If there is neither, the parts that need it are
-    left out, and the worker says so.
-
-    Raise InstallError if this is no Celery app, or one that has other parts already; MissingExtraError if `otel` lacks
-    packages.
+    Raises InstallError if this is not a Celery app, or if it already has other parts. Raises MissingExtraError if
+    packages for `otel` are not installed.
     """
     if otel:
         tracing.turn_on()
@@ -104,7 +103,7 @@ def install(
 
 
 def make_own(app: Celery) -> None:
-    """Note that this is cdc-tasks' own app."""
+    """Mark this as cdc-tasks' own app."""
     note_parts(app, parts_of(app) or Parts(), is_own=True)
 
 
@@ -117,7 +116,7 @@ def _check(app: Any, parts: Parts) -> None:
     before = parts_of(app)
     if before is not None and before != parts:
         raise InstallError(
-            f"cdc-tasks is installed in the app {app.main} already, with other parts.",
+            f"cdc-tasks is already installed in the app {app.main}, with other parts.",
             hint="Call cdc_tasks.install once for each app.",
         )
 
@@ -143,13 +142,13 @@ def _use_transport(app: Celery) -> None:
 
 
 def _subclass(app: Celery) -> None:
-    """Let the app send messages as our transports need it."""
+    """Make the app send messages as our transports need them."""
     from cdc_tasks.broker.delays import DelayingApp
 
     theirs = type(app)
 
     def reduced(self: Any) -> Any:
-        """Let another process make the app from its original class: it cannot import the subclass."""
+        """Pickle the app with its original class: another process cannot import the subclass."""
         pair: Any = theirs.__reduce__(self)
         make, (_, *arguments) = pair
         return make, (theirs, *arguments)
@@ -188,7 +187,7 @@ def _add_steps(app: Celery, parts: Parts) -> None:
 
 
 def _connect(app: Celery) -> None:
-    """Let the signals below act for this app too; connecting them again changes nothing."""
+    """Connect the signals below for this app too; connecting them again changes nothing."""
     signals.import_modules.connect(_add_tasks, sender=app)
     signals.celeryd_init.connect(_leave_out_what_needs_redis)
     signals.celeryd_init.connect(_offer_partitions)
@@ -198,7 +197,7 @@ def _connect(app: Celery) -> None:
 
 
 def _add_tasks(sender: Celery, **_: Any) -> None:
-    """Give a worker our own tasks, after its own modules; give Flower our numbers."""
+    """Add our own tasks to a worker, after its own modules; add our metrics to Flower."""
     from cdc_tasks.config.flower import is_flower
     from cdc_tasks.worker.own_tasks import add_tasks, show_numbers
 
@@ -211,7 +210,7 @@ def _add_tasks(sender: Celery, **_: Any) -> None:
 
 
 def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
-    """Before a worker starts: find out whether there is a Redis for what has to be kept, and where our lines go."""
+    """Before a worker starts: find out whether there is a Redis for our data, and where our log lines go."""
     parts = parts_of(instance.app)
     if parts is None:
         return
@@ -224,7 +223,7 @@ def _leave_out_what_needs_redis(instance: Any, **_: Any) -> None:
 
 
 def _offer_partitions(instance: Any, **_: Any) -> None:
-    """Before a worker reads `-Q`: let it name the queues for tasks with a key."""
+    """Before a worker reads `-Q`: make it accept the queues for tasks with a key."""
     if is_foreign(instance.app) and asked_parts(instance.app).has_partitions:
         from cdc_tasks.worker.added_partitions import offer
 
@@ -232,7 +231,7 @@ def _offer_partitions(instance: Any, **_: Any) -> None:
 
 
 def _note_partitions(instance: Any, **_: Any) -> None:
-    """After a worker has read `-Q`: note whether it takes tasks with a key."""
+    """After a worker has read `-Q`: record whether it takes tasks with a key."""
     if is_foreign(instance.app) and asked_parts(instance.app).has_partitions:
         from cdc_tasks.worker.added_partitions import note_choice
 
@@ -240,7 +239,7 @@ def _note_partitions(instance: Any, **_: Any) -> None:
 
 
 def _refuse_or_report(instance: Any, **_: Any) -> None:
-    """Before a worker connects: say what weakens the guarantees, and refuse what would end it a moment later."""
+    """Before a worker connects: log what weakens the guarantees, and refuse what would stop it a moment later."""
     if parts_of(instance.app) is not None:
         from cdc_tasks.worker.startup import check_start
 

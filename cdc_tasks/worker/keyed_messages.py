@@ -1,11 +1,11 @@
 """Order by key on RabbitMQ: a worker runs the tasks of one key one at a time, in the order of their partition.
 
-A worker takes from all partitions, each through a channel of its own. RabbitMQ gives it the messages of those for which
-it is the active consumer. It looks up to a hundred messages ahead. Of each key one is handed to the pool. The others
-stay unacknowledged until that one is acknowledged: if the worker dies, they are all where they were, for the next one.
+A worker consumes from all partitions, each through its own channel. RabbitMQ gives it the messages of those partitions
+for which it is the active consumer. It reads up to a hundred messages ahead. For each key one message is handed to the
+pool. The others stay unacknowledged until that one is acknowledged: if the worker dies, RabbitMQ gives all of them, in
+the same order, to the next worker.
 
-What happens when a task is retried or holds its key, or its acknowledgement is lost, is in
-`cdc_tasks/broker/rabbitmq/held_keys.py`.
+`cdc_tasks/broker/rabbitmq/held_keys.py` handles retries, held keys and lost acknowledgements.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ log = structlog.get_logger()
 
 _AHEAD: Final = 100  # messages of a partition that a worker holds
 _AGAIN_AFTER: Final = 1.0  # seconds, if Redis or RabbitMQ did not answer
-_SENDING_TAKES: Final = 10.0  # seconds; the worker that has not sent a message by then is dead
+_SENDING_TAKES: Final = 10.0  # seconds; a worker that has not sent a message by then is dead
 _REBALANCE_EVERY: Final = 5.0  # seconds
-_SEND_EACH: Final = 6  # of these rounds
-_ACTIVE_FOR: Final = 15.0  # seconds after the last message of a partition in which it counts as ours
+_SEND_EACH: Final = 6  # rounds of rebalancing
+_ACTIVE_FOR: Final = 15.0  # seconds for which a partition counts as ours after its last message
 _LOST_ACK: Final = "It has ended, and its acknowledgement was lost."
 
 
 @dataclass(slots=True)
 class _Key:
-    """The messages of one key that this worker holds."""
+    """This worker's messages of one key."""
 
     waiting: deque[Any] = field(default_factory=deque)
     is_running: bool = False
@@ -66,19 +66,19 @@ class _Running:
     """A message that was handed to the pool."""
 
     key: str
-    record: Record | None  # of the key, if the task had it before it ran
+    record: Record | None  # of the key, if the task owned the key before it ran
     task_id: str
     task: str
     delivery: str | None  # as `held_keys.delivery_of`
-    is_due_later: bool  # it waits in this worker, and takes up no process (Celery before 5.5, and by `eta`)
+    is_due_later: bool  # it waits in this worker without using a process (Celery before 5.5, and with `eta`)
     retries: int
-    is_redelivered: bool  # another worker may be at it too
-    keeps_key: bool = False  # it gave up, and a person decides
-    is_retried: bool = False  # its retry has the key now
+    is_redelivered: bool  # another worker may be running it too
+    keeps_key: bool = False  # it gave up, and keeps the key until a person decides
+    is_retried: bool = False  # its retry owns the key now
 
 
 class _Partition:
-    """One partition: its channel, and what of it runs. RabbitMQ's channel tells it of acknowledgements."""
+    """One partition: its channel, and its running messages. The channel reports acknowledgements to it."""
 
     def __init__(self, keyed: KeyedMessages, queue: Any) -> None:
         self._keyed = keyed
@@ -86,7 +86,7 @@ class _Partition:
         self.running: dict[Any, _Running] = {}  # by delivery tag
         self.keys: dict[str, _Key] = {}
         self.ready: deque[str] = deque()  # keys with a message that may run
-        self.ended: list[str] = []  # deliveries that have ended, and that Redis is still to be told of
+        self.ended: list[str] = []  # ended deliveries that are not yet recorded in Redis
         self.active_at: float | None = None  # when its last message came
         self.is_leaving = False
         self._open()
@@ -96,7 +96,7 @@ class _Partition:
         self.channel: Any = consumer.connection.channel()
         self.channel.listener = self
         self.channel.is_closed_alone = True
-        self.channel.qos = self  # `hold_key` is called where other transports' channels have theirs
+        self.channel.qos = self  # because other transports' channels have `hold_key` there
         self.channel.basic_qos(0, _AHEAD, False)  # py-amqp's arguments have no names
         taker = KombuConsumer(
             self.channel,
@@ -109,11 +109,11 @@ class _Partition:
         try:
             taker.consume()
         except ChannelError:
-            self.channel.close()  # py-amqp has opened it again
+            self.channel.close()  # py-amqp has reopened it
             raise
 
     def leave(self) -> None:
-        """Give the partition to the next worker: RabbitMQ puts what we hold back to its place."""
+        """Give the partition to the next worker: RabbitMQ puts our unacknowledged messages back in their place."""
         self.channel.listener = None
         self.channel.close()
         self.keys.clear()
@@ -127,7 +127,7 @@ class _Partition:
         name = headers.get(KEY_HEADER)
         key = (
             name if isinstance(name, str) else f"\0{message.delivery_tag}"
-        )  # it has none: it waits for nobody
+        )  # it has no key, so it does not wait
         held = self.keys.setdefault(key, _Key())
         is_expected = held.expected is not None and held.expected == headers.get("id")
         if is_expected:
@@ -140,7 +140,7 @@ class _Partition:
         self._keyed.soon()
 
     def next(self) -> bool:
-        """Hand out the next message; return False if there is none. Raises CacheAwayError, and nothing is lost."""
+        """Hand out the next message; return False if there is none. Raises CacheAwayError, without losing anything."""
         if not self.ready or self.is_leaving:
             return False
         key = self.ready[0]
@@ -169,7 +169,7 @@ class _Partition:
         return True
 
     def _look_up(self, key: str, message: Any) -> tuple[Record | None, bool]:
-        """Return the key's record, and whether the message has ended before; note what else has ended."""
+        """Return the key's record, and whether the message has already ended; record other ended messages."""
         if key.startswith("\0"):
             return None, False
         is_redelivered = message.delivery_info.get("redelivered")
@@ -179,7 +179,7 @@ class _Partition:
         return found
 
     def _is_its_turn(self, key: str, message: Any, record: Record | None, *, has_ended: bool) -> bool:
-        """Return whether the message runs now. If not, it is put aside, or has run before; then others may run."""
+        """Return whether the message runs now. If not, it waits or has already run, and others may run."""
         task_id = message.headers.get("id")
         if record is not None and record.id == task_id and not has_ended:
             return True
@@ -187,18 +187,18 @@ class _Partition:
             self._keyed.send_first_waiting(key, record)
         reason = _LOST_ACK if has_ended else _why_dropped(key, message, record)
         if has_ended:
-            self._note_ended(held_keys.delivery_of(message.headers))  # this acknowledgement may get lost, too
+            self._note_ended(held_keys.delivery_of(message.headers))  # this acknowledgement may be lost too
         if reason is not None:
             log.info("keyed_message_dropped", of_task_id=task_id, reason=reason)
         elif record is None:
             return True
         elif not held_keys.put_aside(key, message):
-            return False  # the key has become free: look again
+            return False  # the key is free now: check again
         self._leave_out(key, message)
         return False
 
     def _leave_out(self, key: str, message: Any) -> None:
-        """Acknowledge a message that is not run, and go on with the next one of its key."""
+        """Acknowledge a message without running it, and continue with the next one of its key."""
         self.ready.popleft()
         held = self.keys[key]
         held.waiting.popleft()
@@ -211,29 +211,29 @@ class _Partition:
         elif held.expected is None:
             del self.keys[key]
 
-    # --- what the channel tells ---
+    # --- called by the channel ---
 
     def hold_key(self, delivery_tag: Any) -> None:
-        """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
+        """Mark a message to keep its key when it is acknowledged: its task has failed, and a person decides."""
         running = self.running.get(delivery_tag)
         if running is not None:
             running.keeps_key = True
 
     def note_retry(self, delivery_tag: Any, is_sent: bool) -> None:  # noqa: FBT001  # one call, by name there
-        """Leave the key of a message to its retry when it is acknowledged, if one is sent."""
+        """Mark a message to pass its key to its retry when it is acknowledged, if a retry is sent."""
         running = self.running.get(delivery_tag)
         if running is not None:
             running.is_retried = is_sent
 
     def before_ack(self, delivery_tag: Any) -> bool:
-        """Release the key, or hold it; return False if that is not possible now: then acknowledge later."""
+        """Release or hold the key; return False if that is not possible now, to acknowledge later."""
         running = self.running.get(delivery_tag)
         if running is None or running.key.startswith("\0"):
             return True
         if not self._let_key_go(running):
             self._keyed.later(_AGAIN_AFTER, self._acknowledge_again, self.channel, delivery_tag)
             return False
-        if not self._keyed.is_stopped:  # then RabbitMQ has given the message to another worker
+        if not self._keyed.is_stopped:  # if it is, RabbitMQ has given the message to another worker
             self._note_ended(running.delivery)
         return True
 
@@ -257,7 +257,7 @@ class _Partition:
             self.ended.append(delivery)
 
     def tell_ended(self) -> None:
-        """Note in Redis what has ended, if it answers: else what is delivered again runs again, in its order."""
+        """Record ended messages in Redis. If it does not answer, redelivered messages run again, in their order."""
         try:
             held_keys.note_ended(self.queue.name, self.ended)
         except CacheAwayError as error:
@@ -265,7 +265,7 @@ class _Partition:
         self.ended.clear()
 
     def _record_of_another(self, running: _Running) -> Record | None:
-        """Return the key's record if a worker that lost this message made it, and may have sent no retry."""
+        """Return the key's record if it is from a worker that lost this message and may not have sent its retry."""
         if not running.is_redelivered or running.is_retried:
             return None
         record = held_keys.get(running.key)
@@ -273,11 +273,11 @@ class _Partition:
 
     def _acknowledge_again(self, channel: Any, delivery_tag: Any) -> None:
         if channel is self.channel:
-            with suppress(*self._keyed.consumer.connection_errors):  # the message comes back
+            with suppress(*self._keyed.consumer.connection_errors):  # the message is redelivered
                 channel.basic_ack(delivery_tag)
 
     def after_ack(self, delivery_tag: Any) -> None:
-        """Let the next message of the key run."""
+        """Make the next message of the key ready to run."""
         running = self.running.pop(delivery_tag, None)
         if running is not None:
             held = self.keys[running.key]
@@ -286,7 +286,7 @@ class _Partition:
             self._keyed.soon()
 
     def given_back(self, delivery_tag: Any) -> None:
-        """Let the key wait for this message, which RabbitMQ will send again."""
+        """Make the key wait for this message, which RabbitMQ will redeliver."""
         running = self.running.pop(delivery_tag, None)
         if running is not None:
             held = self.keys[running.key]
@@ -296,7 +296,7 @@ class _Partition:
 
 
 def _why_dropped(key: str, message: Any, record: Record | None) -> str | None:
-    """Return why a message is not to run any more; None if it is. It is not the one that has the key."""
+    """Return why a message that does not own the key must not run any more; None if it may run."""
     headers = message.headers
     if record is not None and record.previous == headers.get("id") and not held_keys.is_replay(headers):
         return _LOST_ACK
@@ -314,7 +314,7 @@ def _retries(message: Any) -> int:
 
 
 def _line_up(waiting: deque[Any], message: Any) -> None:
-    """Put a message behind those that wait, and before those of a later rank."""
+    """Insert a message after the waiting ones, but before those of a later rank."""
     place, rank = len(waiting), _rank(message)
     while rank and place and _rank(waiting[place - 1]) > rank:
         place -= 1
@@ -327,13 +327,13 @@ def _rank(message: Any) -> str:
 
 
 class KeyedMessages:
-    """All partitions that a worker takes from, on one connection."""
+    """All partitions that a worker consumes from, on one connection."""
 
     def __init__(self, consumer: Any, take: Callable[[Any], None]) -> None:
         """`take` hands a message to the pool."""
         self.consumer = consumer
         self.take = take
-        self._sending: Any = None  # a connection to send with: the one that consumes never publishes
+        self._sending: Any = None  # a connection for sending: the consuming one never publishes
         self.is_stopped = False
         self._limit = max(1, consumer.initial_prefetch_count)
         self._is_called_soon = False
@@ -347,7 +347,7 @@ class KeyedMessages:
             try:
                 self._partitions.append(
                     _Partition(self, queue)
-                )  # messages come while the next ones are opened
+                )  # messages arrive while the next partitions are opened
             except AccessRefused as error:
                 refused[queue.name] = str(error)
         if is_foreign(app):
@@ -357,11 +357,11 @@ class KeyedMessages:
 
     @property
     def is_used(self) -> bool:
-        """Return whether this worker takes from a partition."""
+        """Return whether this worker consumes from a partition."""
         return bool(self._partitions)
 
     def hand_out(self) -> None:
-        """Hand messages to the pool, a few at a time: other queues' tasks are not to wait for all of these."""
+        """Hand messages to the pool, a few at a time, so that other queues' tasks do not wait for all of them."""
         self._is_called_soon = False
         if self.is_stopped:
             return
@@ -376,7 +376,7 @@ class KeyedMessages:
         return sum(not each.is_due_later for of in self._partitions for each in of.running.values())
 
     def _next(self) -> bool:
-        """Hand out one message of the first partition that has one; it is the last one next time."""
+        """Hand out one message of the first partition that has one; next time that partition is the last."""
         for number, partition in enumerate(self._partitions):
             if partition.next():
                 self._partitions = [
@@ -388,7 +388,7 @@ class KeyedMessages:
         return False
 
     def soon(self) -> None:
-        """Hand out what may run now, once the caller has ended."""
+        """Hand out the messages that may run now, after the caller has returned."""
         if self._is_called_soon:
             return
         self._is_called_soon = True
@@ -406,11 +406,11 @@ class KeyedMessages:
             function(*arguments)
 
     def stop(self) -> None:
-        """Hand out nothing more. What was handed out may still be acknowledged."""
+        """Hand out no more messages. Those that were handed out may still be acknowledged."""
         self.is_stopped = True
 
     def close(self) -> None:
-        """Close the connection to send with; the others end with the consumer's."""
+        """Close the connection for sending; the others close with the consumer's."""
         self.stop()
         for partition in self._partitions:
             partition.tell_ended()
@@ -421,19 +421,19 @@ class KeyedMessages:
     # --- keys that were held up ---
 
     def advance(self, key: str, record: Record) -> None:
-        """Send what waits for a task that has ended; raises CacheAwayError."""
+        """Send the messages that wait for an ended task. Raises CacheAwayError."""
         following = held_keys.release(key, record)
         if following is not None:
             self._send(key, *following)
 
     def send_first_waiting(self, key: str, record: Record) -> None:
-        """Send the message of a record, which waits first; raises CacheAwayError."""
+        """Send the message of a record, the first waiting one. Raises CacheAwayError."""
         _, first = held_keys.waiting(key)
         if first:
             self._send(key, record, first[0])
 
     def send_unsent(self) -> None:
-        """Send what a worker did not send before it died, or while RabbitMQ took no messages."""
+        """Send messages that a worker could not send, because it died or RabbitMQ accepted no messages."""
         try:
             unsent = [(key, record) for key, record in held_keys.every() if not record.is_sent]
             for key, record in unsent:
@@ -466,10 +466,10 @@ class KeyedMessages:
         ours = (BrokerBlockedError, UnroutableError, OperationalError, OSError)
         return (*ours, *broker.connection_errors, *broker.channel_errors)
 
-    # --- who takes from which partition ---
+    # --- which worker consumes from which partition ---
 
     def rebalance(self) -> None:
-        """Give one partition to another worker if we have more than our share."""
+        """Give one partition to another worker if this one has more than its share."""
         for partition in self._partitions:
             if partition.is_leaving and not partition.running:
                 partition.leave()
@@ -482,7 +482,7 @@ class KeyedMessages:
         self.soon()
 
     def _is_ours(self, partition: _Partition) -> bool:
-        """Return whether we are its active consumer, as far as we know: RabbitMQ does not say it."""
+        """Return whether this worker is probably its active consumer: RabbitMQ does not report it."""
         return partition.active_at is not None and (
             bool(partition.keys) or monotonic() - partition.active_at < _ACTIVE_FOR
         )
@@ -493,7 +493,7 @@ class KeyedMessages:
 
 
 class KeyedQueues(StartStopStep):
-    """Stops a worker's keyed messages in time; the consumer itself starts them, with its message handler."""
+    """Stops a worker's keyed messages in time; the consumer starts them, with its message handler."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -505,14 +505,14 @@ class KeyedQueues(StartStopStep):
         """Do nothing: there is no message handler yet."""
 
     def stop(self, consumer: Any) -> None:
-        """Hand out nothing more, also when the connection is lost."""
+        """Hand out no more messages, also when the connection is lost."""
         keyed, consumer.keyed_messages = consumer.keyed_messages, None
         if keyed is not None:
             keyed.close()
 
 
 def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
-    """Take from the partitions, on a RabbitMQ broker; `take` hands a message to the pool."""
+    """Consume from the partitions, on a RabbitMQ broker; `take` hands a message to the pool."""
     is_amqp = consumer.connection.transport.driver_type == "amqp"
     if not is_amqp:
         return
@@ -524,7 +524,7 @@ def start_keyed_messages(consumer: Any, take: Callable[[Any], None]) -> None:
 
 
 def _look_now_and_then(keyed: KeyedMessages) -> None:
-    """Rebalance every few seconds. In case an event was lost, hand out what may run, and send what was not sent."""
+    """Every few seconds rebalance; in case an event was lost, also hand out ready messages and send unsent ones."""
     rounds = count(1)
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus that an operator wants an alert for; Flower's page `/metrics` shows them with its own."""
+"""Metrics for Prometheus that need an alert; Flower's page `/metrics` shows them with its own."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = structlog.get_logger()
 
 
 def expose(registry: CollectorRegistry = REGISTRY) -> None:
-    """Add our numbers to this process's registry; each scrape asks Redis."""
+    """Add our metrics to this process's registry; each scrape queries Redis."""
     registry.register(_WaitingForAPerson())
 
 
 class _WaitingForAPerson(Collector):
-    """Dead letters, changes that a route could not take, and messages that wait in Redis until they are due."""
+    """Dead letters, changes that failed in a route, and messages that wait in Redis until they are due."""
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return _families()
@@ -53,8 +53,8 @@ def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily
     return (
         GaugeMetricFamily("cdc_dead_letters", "Tasks that gave up: dead-letters list", labels=["task"]),
         GaugeMetricFamily("cdc_parked_changes", "Changes that a route could not take", labels=["listener"]),
-        GaugeMetricFamily("cdc_waiting_messages", "Messages that wait in Redis to be due", labels=["queue"]),
-        GaugeMetricFamily("cdc_redis_up", "Whether Redis has answered with the numbers above"),
+        GaugeMetricFamily("cdc_waiting_messages", "Messages in Redis that are not due yet", labels=["queue"]),
+        GaugeMetricFamily("cdc_redis_up", "Whether Redis has returned the numbers above"),
     )
 
 

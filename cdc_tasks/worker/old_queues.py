@@ -1,9 +1,9 @@
-"""Messages in the queues with our old names: a worker takes them as long as there are any.
+"""Messages in queues with our old names: a worker consumes them until there are none.
 
-A worker takes from an old queue if it takes from the new one. It never makes or binds an old queue. On RabbitMQ it
-looks for the queue when it connects. On Redis, where a queue exists only while it has a message, it looks every few
-seconds. Other applications use such names too: a worker leaves a queue in which it finds a message of another
-application.
+A worker consumes from an old queue if it consumes from the new one. It never creates or binds an old queue. On RabbitMQ
+it checks for the queue when it connects. On Redis, where a queue exists only while it has a message, it checks every
+few seconds. Other applications use such names too: if a worker finds another application's message in a queue, it stops
+consuming from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOOK_EVERY: Final = 10.0  # seconds, on Redis
 
 
 class OldQueues(StartStopStep):
-    """Looks for old queues, and takes from those that exist."""
+    """Looks for old queues, and consumes from those that exist."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -45,7 +45,7 @@ class OldQueues(StartStopStep):
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Look, also after each reconnection to the broker."""
+        """Start looking, also after each reconnection to the broker."""
         self.stop(consumer)
         kind = consumer.connection.transport.driver_type
         if kind == "amqp":
@@ -62,7 +62,7 @@ class OldQueues(StartStopStep):
             self._timer = None
 
     def leave(self, consumer: Any, name: str, message: Any) -> None:
-        """Stop taking from this queue: it has a message that is no task of this worker's."""
+        """Stop consuming from this queue: it has a message that is not a task of this worker."""
         self._foreign.add(name)
         self.taken.discard(name)
         consumer.task_consumer.cancel_by_queue(name)
@@ -96,7 +96,7 @@ class OldQueues(StartStopStep):
             try:
                 if client.exists(*keys):
                     self._look_at(consumer, name, [client.lindex(key, -1) for key in keys])
-            except redis.ResponseError as error:  # no permission, or no list: then the queue is not ours
+            except redis.ResponseError as error:  # no permission, or not a list: then the queue is not ours
                 self._foreign.add(name)
                 log.debug("old_queue_closed_to_us", queue=name, error=repr(error))
             except (redis.RedisError, OSError) as error:
@@ -113,7 +113,7 @@ class OldQueues(StartStopStep):
         found = [task for task in map(_task_of, filter(None, first)) if task is not None]
         if any(names_our_task(consumer.app, task) for task in found):
             self._take(consumer, name)
-        elif found:  # a list whose messages name no task is no queue of Celery's
+        elif found:  # a list whose messages name no task is not a Celery queue
             self._log_left(name, found[0])
 
     def _take(self, consumer: Any, name: str) -> None:
@@ -127,8 +127,8 @@ class OldQueues(StartStopStep):
             name,
             now=queue_name(name),
             of_task=task,
-            reason="It has a message that is no task of this worker's: the queue may be another application's.",
-            hint="If the task is yours: name its module in CDC_TASK_MODULES, and restart the worker.",
+            reason="It has a message that is not a task of this worker: the queue may be another application's.",
+            hint="If the task is yours: add its module to CDC_TASK_MODULES, and restart the worker.",
         )
 
     def _log_once(self, event: str, name: str, **details: Any) -> None:
@@ -138,7 +138,7 @@ class OldQueues(StartStopStep):
 
 
 def _first_in_rabbitmq(connection: Any, name: str) -> tuple[bool, str | None]:
-    """Return whether there is such a queue, and the task of its first message; empty if that names none.
+    """Return whether there is such a queue, and the task of its first message; empty if the message names none.
 
     The message goes back to the queue. Raise ChannelError if RabbitMQ refuses it.
     """
@@ -153,9 +153,9 @@ def _first_in_rabbitmq(connection: Any, name: str) -> tuple[bool, str | None]:
 
 
 def leave_if_foreign(consumer: Any, message: Any) -> bool:
-    """If a message that is no task of ours came from an old queue, give it back and leave that queue.
+    """If a message that is not our task came from an old queue, give it back and leave that queue.
 
-    Return whether that is so.
+    Return whether that happened.
     """
     name = None if consumer.old_queues is None else _came_from(consumer, message)
     if name is None:

@@ -1,4 +1,4 @@
-"""cdc-tasks' own tasks that an app gets with `cdc_tasks.install`, and its numbers in Flower."""
+"""cdc-tasks' own tasks that `cdc_tasks.install` adds to an app, and its metrics in Flower."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _add(app: Any, name: str, function: Callable[..., Any], **options: Any) -> N
 
 
 def show_numbers() -> None:
-    """Add our numbers to Flower's page for Prometheus."""
+    """Add our metrics to Flower's page for Prometheus."""
     from cdc_tasks.worker import metrics
 
     metrics.expose()

@@ -1,8 +1,8 @@
-"""Poison messages: tasks that came back because their worker died, and that may have killed it.
+"""Poison messages: tasks that were redelivered because their worker died, and that may have killed it.
 
-A message that comes back may have killed its worker, or the worker died for another reason. So a crash count is
-increased when such a task begins, and deleted when the task ends in any way. A task that has begun too often without
-ending is given up.
+A redelivered message may have killed its worker, or the worker died for another reason. So a crash count is increased
+when such a task begins, and deleted when the task ends in any way. A task that has begun too often without ending
+becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEPT = 24 * 3600  # seconds
 
 
 class KilledWorkersError(CDCError):
-    """Each worker that ran this task died. Memory? A crash in a C extension? It is not retried."""
+    """Each worker that ran this task died: out of memory, or a crash in a C extension? It is not retried."""
 
 
 @contextmanager
@@ -89,7 +89,7 @@ class BoundedRequest(Request):
     """Celery's request; counts the worker processes that died with its task, and shows no row."""
 
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002  # Celery's signature
-        """Return what `celery inspect` and Flower show of a task that runs or waits: never a row."""
+        """Return what `celery inspect` and Flower show of a running or waiting task: never a row."""
         arguments, keywords = self._args, self._kwargs  # type: ignore[attr-defined]  # the stubs name public things only
         shown: Any = super().info(safe)
         if getattr(self.task, "hides_mappings", False) or holds_change(arguments) or holds_change(keywords):
@@ -97,9 +97,9 @@ class BoundedRequest(Request):
         return shown
 
     def on_failure(self, exc_info: ExceptionInfo, *args: Any, **kwargs: Any) -> Any:
-        """Handle a task's error; one that gives up may hold its key.
+        """Handle a task's error; a task that gives up may hold its key.
 
-        A task whose process died is retried, as with Celery 5.7: earlier ones put its message back, without a limit.
+        A task whose process died is retried, as in Celery 5.7; earlier versions requeue its message without a limit.
         """
         error = _original(exc_info.exception)
         if not isinstance(error, Retry | Ignore | Reject):
@@ -113,7 +113,7 @@ class BoundedRequest(Request):
         return super().on_failure(exc_info, *args, **kwargs)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001  # Celery's signature
-        """Handle a time limit; a task that is killed may hold its key, and its dead letter has its whole message."""
+        """Handle a time limit; a killed task may hold its key, and its dead letter has the whole message."""
         if soft:
             super().on_timeout(soft, timeout)
             return
@@ -167,7 +167,7 @@ def _original(error: BaseException | None) -> BaseException | None:
     return error.exc if isinstance(error, ExceptionWithTraceback) else error
 
 
-_killed: dict[str, Context] = {}  # task id: the task that Celery kills now, at its hard time limit
+_killed: dict[str, Context] = {}  # task id: a task that Celery is killing at its hard time limit
 
 
 def _keeps_letters(app: Any) -> bool:

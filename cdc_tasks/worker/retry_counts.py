@@ -1,6 +1,6 @@
-"""Counts retries in Redis, in a round trip of its own: a retry goes to the broker, and may have no other.
+"""Counts retries in Redis, with a separate round trip, because a retry itself only goes to the broker.
 
-The time limits are short. What Redis does not take is kept in the process, and goes along with a later one.
+The time limits are short. Counts that Redis does not accept are kept in the process, and sent with a later one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _RetryCounts:
 
 
 def _client() -> redis.Redis:
-    """Return a client that does not try again."""
+    """Return a client that does not retry."""
     return cache.make_client(retry=None, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT)
 
 
@@ -61,7 +61,7 @@ _counts = _RetryCounts()
 
 
 def _forget() -> None:
-    """Begin again in a forked process: the counts are the parent's, and another thread may hold the lock."""
+    """Reset in a forked process: the counts are the parent's, and another thread may hold the lock."""
     global _counts  # noqa: PLW0603 - one for each process
     _counts = _RetryCounts()
 
@@ -70,5 +70,5 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def count_retry(task: str) -> None:
-    """Count one more, now or with a later one. Never raises, and waits for a second at most."""
+    """Count one retry, now or with a later one. Never raises, and takes at most a second."""
     _counts.add(task)

@@ -1,4 +1,4 @@
-"""What a worker checks before it connects: its pool, its settings, and the rights of its user on Redis."""
+"""Checks before a worker connects: its pool, its settings, and the permissions of its Redis user."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _MOST_SHOWN = 5  # tasks in a line of the log
 
 
 def check_start(instance: Any) -> None:
-    """Log what weakens the guarantees; raise SystemExit if the worker could not work at all."""
+    """Log settings that weaken the guarantees; raise SystemExit if the worker could not work at all."""
     app = instance.app
     _refuse_unfit_versions()
     _report_lacking_parts(app)
     if is_foreign(app):
         _report_late_install(app)
         lacks = [*_without_transport(app, instance.pool_cls), *weakened(app)]
-        hint = "Take these settings out, or leave that part out: cdc_tasks.install(app, …=False)"
+        hint = "Remove these settings, or leave out that part: cdc_tasks.install(app, …=False)"
         _report(lacks, app=app.main, hint=hint)
     else:
         _refuse_unfit_pool(instance.pool_cls)
@@ -66,8 +66,8 @@ def _report_late_install(app: Celery) -> None:
             app=app.main,
             tasks=tasks[:_MOST_SHOWN],
             number=len(tasks),
-            hint="They keep the options that Celery had for them then. Call cdc_tasks.install(app) right after "
-            "the app is made, before a task is used.",
+            hint="They keep their earlier options. Call cdc_tasks.install(app) right after creating the app, before "
+            "a task is used.",
         )
 
 
@@ -84,7 +84,7 @@ def _refuse_unfit_pool(pool: type) -> None:
 
 
 def _without_transport(app: Celery, pool: type) -> Iterator[str]:
-    """Let this worker have kombu's own transport if its pool does not let ours renew its leases."""
+    """Use kombu's own transport in this worker if ours cannot renew its leases in the worker's pool."""
     parts = parts_of(app)
     if parts is None or not parts.transport:
         return
@@ -93,14 +93,14 @@ def _without_transport(app: Celery, pool: type) -> Iterator[str]:
     except UnfitPoolError as error:
         note_parts(app, replace(parts, transport=False))
         app.amqp.Connection = kombu.Connection
-        yield f"{error.message} So this worker has kombu's own transport: {_LOSES}"
+        yield f"{error.message} So this worker uses kombu's own transport: {_LOSES}"
 
 
 _LOSES = "a message is lost when a worker dies while it receives it"
 
 
 def _refuse_a_user_without_rights(app: Celery) -> None:
-    """Refuse to start if the broker's user lacks a permission: each such command would end the consumer."""
+    """Refuse to start if the broker's user lacks a permission: each such command would stop the consumer."""
     parts = parts_of(app)
     if parts is None or not parts.transport:
         return

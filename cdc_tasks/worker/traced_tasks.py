@@ -23,7 +23,7 @@ def connect() -> None:
 
 
 def _refuse(**_: Any) -> None:
-    """Before a worker starts: say what is missing, or wrong in CDC_OTEL."""
+    """Before a worker starts: report missing packages, or an error in CDC_OTEL."""
     try:
         tracing.is_on()
     except CDCError as error:

@@ -12,7 +12,7 @@ __all__ = ["counts"]
 
 
 def counts() -> dict[str, int]:
-    """Return the number for each queue that has some; raise CacheAwayError if Redis is down.
+    """Return the number for each queue that has such messages; raise CacheAwayError if Redis is down.
 
     On RabbitMQ the result is empty: RabbitMQ counts them itself.
     """

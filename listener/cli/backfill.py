@@ -1,4 +1,4 @@
-"""Backfills: send the rows that are there, and see how far that is."""
+"""Backfills: send the existing rows, and show their progress."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def backfill(
         float | None, typer.Option("--rate", min=0.1, help="Read up to this many rows a second.")
     ] = None,
     chunk: Annotated[
-        int, typer.Option("--chunk", min=1, max=100_000, help="Rows that are read at a time.")
+        int, typer.Option("--chunk", min=1, max=100_000, help="Rows to read at a time.")
     ] = _CHUNK,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count the rows and show the plan, and send nothing.")
+        bool, typer.Option("--dry-run", help="Count the rows and show the plan, but send nothing.")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show how far it is until it is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the progress until it is done.")] = False,
     wait: Wait = _WAIT,
     as_json: AsJSON = False,
 ) -> None:
-    """Send the rows that are in a table as reads, while the stream goes on: to its routes that take EventType.READ."""
+    """Send a table's existing rows as reads to its routes that take EventType.READ. The stream continues."""
     from listener.cli.backfill_progress import Planned
     from listener.cli.backfill_progress import watch as watch_it
 
@@ -78,7 +78,7 @@ def backfill(
     if watch:
         watch_it(name)
     elif not as_json:
-        typer.echo(f"See how far it is: python -m listener backfills show {name}")
+        typer.echo(f"See its progress: python -m listener backfills show {name}")
 
 
 @backfills.callback()
@@ -89,7 +89,7 @@ def start(context: typer.Context, *, as_json: AsJSON = False) -> None:
 
 @backfills.command("list")
 def list_(*, as_json: AsJSON = False) -> None:
-    """Show the backfills that wait, the one that is being done, and those that have ended."""
+    """Show the waiting, the running and the ended backfills."""
     from listener.cli.backfill_progress import show_all
 
     show_all(as_json=as_json)
@@ -99,10 +99,10 @@ def list_(*, as_json: AsJSON = False) -> None:
 def show(
     backfill: Id,
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Until it is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until it is done.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show one: what was asked for, how far it is, and why it does not go on."""
+    """Show one: its request, its progress, and why it does not continue."""
     from listener.cli.backfill_progress import show_one
     from listener.cli.backfill_progress import watch as watch_it
 
@@ -113,19 +113,19 @@ def show(
 
 @backfills.command()
 def pause(backfill: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Let it wait; the stream and other backfills go on. Survives restarts."""
+    """Pause it; the stream and other backfills continue. Survives restarts."""
     give("backfill_pause", {"backfill": backfill}, wait, as_json=as_json)
 
 
 @backfills.command()
 def resume(backfill: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Let one that is paused, or has failed, go on where it was."""
+    """Continue a paused or failed one where it stopped."""
     give("backfill_resume", {"backfill": backfill}, wait, as_json=as_json)
 
 
 @backfills.command()
 def cancel(backfill: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """End it. What was sent stays in the queues."""
+    """Cancel it. Messages already sent stay in the queues."""
     give("backfill_cancel", {"backfill": backfill}, wait, as_json=as_json)
 
 
@@ -136,5 +136,5 @@ def dismiss(
     wait: Wait = _WAIT,
     as_json: AsJSON = False,
 ) -> None:
-    """Offer no backfill of these tables any more after an accepted gap; without a table, of none."""
+    """Stop offering backfills of these tables after an accepted gap; without a table, of all tables."""
     give("backfill_dismiss", {"tables": tables or []}, wait, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What the commands of backfills show: a plan, how far they are, and a bar while a person watches."""
+"""What the backfill commands show: a plan, the progress, and a progress bar with --watch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _LOOK_EVERY: Final = 0.5  # seconds
 
 
 class Planned:
-    """A backfill that a person has asked for, and that no listener has been told of yet."""
+    """A requested backfill that has not been sent to a listener yet."""
 
     def __init__(self, table: str, where: str | None, names: list[str], chunk: int) -> None:
-        """`names` are tasks or ids of routes. Raises CDCError if it cannot be done."""
+        """`names` are tasks or route ids. Raise CDCError if the backfill is not possible."""
         self._settings = load(ListenerSettings)
         self.schema, self.table = with_schema(self._settings, table)
         self._where, self._chunk = where, chunk
@@ -47,7 +47,7 @@ class Planned:
         self._tasks = [each.task for each in chosen_routes(router.routes, self.schema, self.table, names)]
 
     def show(self, *, as_json: bool) -> None:
-        """Count the rows, and show what would be done."""
+        """Count the rows, and show the plan."""
         rows = count_backfill(self._settings, self.schema, self.table, self._where)
         _show_plan(self.plan, self._tasks, rows, self._chunk, as_json=as_json)
 
@@ -67,7 +67,7 @@ def show_all(*, as_json: bool) -> None:
 
 
 def show_one(name: str, *, as_json: bool) -> None:
-    """Show all that is known of one."""
+    """Show everything known about one."""
     shown = _described(_one(backfill_store(load(ListenerSettings)), name))
     if as_json:
         print_json(shown)
@@ -78,7 +78,7 @@ def show_one(name: str, *, as_json: bool) -> None:
 
 
 def watch(name: str) -> None:
-    """Show how far it is until it has ended; exit status 1 if it is not done."""
+    """Show the progress until it has ended; exit with status 1 if it did not complete."""
     store = backfill_store(load(ListenerSettings))
     shown = _follow(store, name)
     typer.echo(f"{shown['state']}: {_rows(shown)}" + (f" {shown['error']}" if shown["error"] else ""))

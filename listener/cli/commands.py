@@ -29,7 +29,7 @@ from listener.cli.console import console
 from listener.cli.init import init
 from listener.cli.variables import described_variables
 
-# All that loads Celery or a driver is imported by the command that needs it: `--help` has to answer at once.
+# A command imports Celery and drivers only if it needs them: `--help` has to be fast.
 if TYPE_CHECKING:
     from cdc_tasks.routing.router import BinlogRouter
     from listener.core.findings import Finding
@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 
 class _Group(TyperGroup):
-    """The program; its help ends with a line for each variable."""
+    """The program; its help ends with a line for each environment variable."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         lines = (f"{name}: {description}" for name, description in described_variables().items())
@@ -53,7 +53,7 @@ class _Group(TyperGroup):
 cli = typer.Typer(
     name="python -m listener",
     cls=_Group,
-    help=f"{__doc__} Without a command it runs.",
+    help=f"{__doc__} Without a command: run.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,  # a pretty traceback shows variables, which may be secrets
 )
@@ -71,7 +71,7 @@ App = Annotated[
         "--app",
         "-A",
         metavar="MODULE[:APP]",
-        help="Your own Celery app, as for `celery -A`; the same as CDC_APP. It may stand behind the command, too.",
+        help="Your own Celery app, as for `celery -A`; the same as CDC_APP. It may also follow the command.",
     ),
 ]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -89,20 +89,20 @@ def start(context: typer.Context, *, app: App = None, _version: Version = False)
 def run(
     *,
     accept_gap: Annotated[
-        bool, typer.Option("--accept-gap", help="Go on without changes that the database no longer has.")
+        bool, typer.Option("--accept-gap", help="Continue without changes that the database no longer has.")
     ] = False,
     from_start: Annotated[
         bool,
         typer.Option(
             "--from-start",
-            help="MySQL and MariaDB: at the first start, read all log that is there, not only from now on.",
+            help="MySQL and MariaDB: at the first start, read the whole existing log, not only from now on.",
         ),
     ] = False,
     backfill: Annotated[
         bool,
         typer.Option(
             "--backfill",
-            help="Send the rows of each table whose routes ask for READ, once: for the first start.",
+            help="For the first start: send the rows of each table with routes that take READ, once.",
         ),
     ] = False,
     json_logs: Annotated[
@@ -115,7 +115,7 @@ def run(
         bool, typer.Option("--reload", help="Also load the routes again when one of their files changes.")
     ] = False,
 ) -> None:
-    """Run until stopped. After SIGTERM or Ctrl-C it publishes the batch in hand, and ends. SIGHUP: reload."""
+    """Run until stopped. SIGTERM or Ctrl-C: publish the current batch, then exit. SIGHUP: reload."""
     from listener.daemon.application import router_for
     from listener.daemon.lag_alarm import LagAlarm
     from listener.daemon.metrics import metrics_of
@@ -129,7 +129,7 @@ def run(
     is_started = False
     try:
         reloading = Reloading()
-        # Before the routes are read: a signal that comes later asks for newer ones.
+        # Before the routes are read: a later signal means newer routes.
         signal.signal(signal.SIGHUP, lambda _number, _frame: reloading.ask())
         settings = load(ListenerSettings)
         router = router_for(settings)
@@ -153,8 +153,8 @@ def run(
             listener.run()
     except CDCError as error:
         if not (is_started or is_json):
-            raise  # a person gets it as from `check`
-        log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - a person needs no traceback
+            raise  # shown as by `check`
+        log.error("failed", code=error.code, error=error.message, hint=error.hint)  # noqa: TRY400 - no traceback needed
         raise typer.Exit(1) from error
     if reloading.is_wanted:
         run_again()
@@ -171,7 +171,7 @@ def _warn(router: BinlogRouter) -> None:
 
 
 def _collect_seldom() -> None:
-    """Search for reference cycles seldom: a batch makes tens of thousands of objects and no cycle.
+    """Search for reference cycles rarely: a batch creates tens of thousands of objects and no cycle.
 
     With Python's default thresholds the collector takes a sixth of the time.
     """
@@ -186,7 +186,7 @@ def _stop_on_signals(listener: Listener) -> None:
 
 @cli.command()
 def check(*, as_json: AsJSON = False) -> None:
-    """Show whether everything is ready, and how to mend each problem. Exit status 1 if there is one."""
+    """Check whether everything is ready, and show how to fix each problem. Exit status 1 if there is one."""
     from listener.cli.output import show_findings
     from listener.core.findings import State
     from listener.daemon.settings import ListenerSettings, load
@@ -222,7 +222,7 @@ def _findings(settings: ListenerSettings) -> Iterator[Finding]:
 
 @cli.command()
 def routes(*, as_json: AsJSON = False) -> None:
-    """Print the table of routes; needs neither database nor broker."""
+    """Print the table of routes; needs no database and no broker."""
     from listener.cli.output import describe_route, show_routes
     from listener.daemon.application import router_for
     from listener.daemon.settings import RouteSettings, load
@@ -246,14 +246,14 @@ def status(
     reading: Annotated[
         bool,
         typer.Option(
-            "--reading", help="Exit status 0 also with alarms, while a listener reads and misses nothing."
+            "--reading", help="Exit status 0 even with alarms, if a listener reads and misses no changes."
         ),
     ] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show how far the listener is: position, lag, slot.
+    """Show the listener's position, lag and slot.
 
-    Exit status 0: all is well; 1: no listener reads, or it misses changes; 3: one reads, and there are alarms.
+    Exit status 0: everything is well; 1: no listener reads, or it misses changes; 3: a listener reads, with alarms.
     """
     from listener.cli.output import describe_status, show_status
     from listener.daemon.application import router_for
@@ -276,6 +276,6 @@ cli.command()(console)
 def main() -> None:
     """Run the command line; an error is printed as its message and hint, or as JSON."""
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does: routes are often there
+        sys.path.insert(0, here)  # as `python -m` does: routes are often in this directory
     sys.argv[1:] = command_line.app_first(sys.argv[1:])
     command_line.run(cli, program="cdc-listener")

@@ -15,7 +15,7 @@ def console(
         str | None, typer.Option("--address", metavar="HOST:PORT", help="Instead of CDC_CONSOLE_ADDRESS.")
     ] = None,
 ) -> None:
-    """Show in a browser what comes, what fires and what failed, and act there. It ends with Ctrl-C."""
+    """Serve a web page that shows changes, tasks and failures, and gives commands. Ctrl-C ends it."""
     from cdc_tasks import logs
     from cdc_tasks.extras import check_extra
     from cdc_tasks.settings import load as load_settings

@@ -1,4 +1,4 @@
-"""Commands to a listener that runs: pause, resume, skip, reload, and the record of them."""
+"""Commands for a running listener: pause, resume, skip, reload, and the record of commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["add_to", "give"]
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 Routes = Annotated[
-    list[str] | None, typer.Argument(metavar="ROUTE…", help="Tasks, or ids of routes as `routes` shows them.")
+    list[str] | None, typer.Argument(metavar="ROUTE…", help="Tasks, or route ids as `routes` shows them.")
 ]
 Wait = Annotated[
     float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for a listener to do it.")
@@ -36,17 +36,17 @@ def add_to(cli: typer.Typer) -> None:
 
 
 def pause(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Keep what these routes fire beside their queues, in order; without a route, stop reading. Survives restarts."""
+    """Set the messages of these routes aside, in order; without a route, stop reading. Survives restarts."""
     give("pause", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def resume(routes: Routes = None, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Let paused routes go on, with what waits first; without a route, all of them and the reading."""
+    """Resume paused routes, waiting messages first; without a route, all routes and the reading."""
     give("resume", {"routes": routes or []}, wait, as_json=as_json)
 
 
 def skip(
-    routes: Annotated[list[str], typer.Argument(metavar="ROUTE…", help="Tasks, or ids of routes.")],
+    routes: Annotated[list[str], typer.Argument(metavar="ROUTE…", help="Tasks, or route ids.")],
     *,
     until: Annotated[
         str, typer.Option("--until", metavar="TIME", help="now, or a time such as 2026-11-26T14:00:00+01:00.")
@@ -54,18 +54,18 @@ def skip(
     wait: Wait = _WAIT,
     as_json: AsJSON = False,
 ) -> None:
-    """Let these routes fire nothing for changes committed until then; drops what waits beside their queues."""
+    """Fire nothing for changes committed until then; drops the messages that these routes have set aside."""
     arguments = {"routes": routes, "until": _time(until)}
     give("skip", arguments, wait, as_json=as_json)
 
 
 def reload(*, wait: Wait = _WAIT_FOR_RELOAD, as_json: AsJSON = False) -> None:
-    """Load the routes again, without a restart. If `check` finds a problem with them, the old ones stay in force."""
+    """Reload the routes without a restart. If `check` finds a problem, the old routes stay in force."""
     give("reload", {}, wait, as_json=as_json)
 
 
 def commands(*, as_json: AsJSON = False) -> None:
-    """Show what is paused or skipped, and the record: who did what here, when, and what came of it."""
+    """Show what is paused or skipped, and the record: who gave which command, when, and its result."""
     from rich.markup import escape
 
     from listener.cli.output import console, table_of
@@ -86,7 +86,7 @@ def commands(*, as_json: AsJSON = False) -> None:
                     f"{name} {value.get('task', '')}: by {value['who']}, {value.get('since') or value['until']}"
                 )
             )
-    table = table_of("at", "by", "command", "came of it")
+    table = table_of("at", "by", "command", "result")
     for each in record:
         words = [each.command.verb, *_operands(each.command)]
         table.add_row(*map(escape, (each.command.at, each.command.who, " ".join(words), each.result)))
@@ -94,16 +94,16 @@ def commands(*, as_json: AsJSON = False) -> None:
 
 
 def _operands(command: Command) -> list[str]:
-    """Return what the command is about: a table or a backfill, and routes."""
+    """Return what the command concerns: a table or a backfill, and routes."""
     arguments = command.arguments
     named = [arguments[name] for name in ("table", "backfill", "replay") if name in arguments]
     return [*named, *arguments.get("routes", ()), *arguments.get("about", ())]
 
 
 def give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool) -> str:
-    """Give a command to the listener, wait for what comes of it, and print that; return the command's id.
+    """Send a command to the listener, wait for the result, and print it; return the command's id.
 
-    Exits with status 1 if it is refused.
+    Exit with status 1 if it is refused.
     """
     from listener.control.commands import Command, CommandRefusedError
     from listener.daemon.settings import ListenerSettings, load
@@ -125,7 +125,7 @@ def give(verb: str, arguments: Mapping[str, Any], wait: float, *, as_json: bool)
 
 
 def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:
-    """Wait for what comes of it; withdraw the command if no listener does it, and raise CommandRefusedError."""
+    """Wait for the result. If no listener does it, withdraw the command and raise CommandRefusedError."""
     from listener.control.commands import CommandRefusedError
 
     end = time.monotonic() + wait
@@ -134,8 +134,8 @@ def _outcome(queue: CommandQueue, command: Command, wait: float) -> Outcome:
             return outcome
         if time.monotonic() >= end and queue.withdraw(command):
             error = CommandRefusedError(
-                f"No listener did it within {wait:g} seconds, so the command was withdrawn.",
-                hint="See whether one reads: python -m listener status",
+                f"No listener accepted the command within {wait:g} seconds, so it was withdrawn.",
+                hint="Check whether a listener reads: python -m listener status",
                 code="no_listener",
             )
             queue.note(command, error)
@@ -149,7 +149,7 @@ def _time(text: str) -> str:
     try:
         time_ = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time", param_hint="--until") from None
+        raise typer.BadParameter(f"{text!r} is not a time", param_hint="--until") from None
     return time_.astimezone(UTC).isoformat(timespec="microseconds")
 
 

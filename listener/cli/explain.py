@@ -1,4 +1,4 @@
-"""Why a change fires, or does not: of a change in words or one that is looked up, and of each one as it comes."""
+"""Why a change fires tasks, or does not: for a described change, a stored one, and each new one."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def explain(
         typer.Option(
             "--id",
             metavar="ID",
-            help="In place of a table: the id of a change, or of a task, that is in the journal, parked or set aside.",
+            help="Instead of a table: the id of a change or task in the journal, parked or set aside.",
         ),
     ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Show which routes a change fires, with queue, arguments and key; which not, and which line said so."""
+    """Show which routes a change fires, with queue, arguments and key; and which line of a route prevents others."""
     from listener.cli.explained import explain_found, explain_given
 
     if change_id is not None:
         if any(each is not None for each in (table, event, before, after)):
-            raise typer.BadParameter("it is in place of a table, an event and rows", param_hint="--id")
+            raise typer.BadParameter("use it instead of a table, an event and rows", param_hint="--id")
         explain_found(change_id, as_json=as_json)
         return
     if table is None or event is None:
@@ -70,15 +70,15 @@ def watch(
         typer.Option(
             "--where",
             metavar="CONDITION",
-            help="Only rows with COLUMN=VALUE, before the change or after it; or != < <= > >=. Several: all of them.",
+            help="Only rows with COLUMN=VALUE, before or after the change; or != < <= > >=. Several: all must be true.",
         ),
     ] = None,
     no_values: Annotated[
-        bool, typer.Option("--no-values", help="Show no values of rows, only names of columns.")
+        bool, typer.Option("--no-values", help="Show no row values, only column names.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")] = False,
 ) -> None:
-    """Show each committed change as it comes, what it would fire, and why the rest would not; sends nothing."""
+    """Show each committed change, the tasks it would fire, and why other routes do not fire. Sends nothing."""
     from listener.cli.watched import watch_changes
 
     watch_changes(tables or [], where or [], as_json=as_json, has_values=not no_values)

@@ -25,19 +25,19 @@ from listener.daemon.settings import ListenerSettings, load
 
 __all__ = ["explain_found", "explain_given"]
 
-_ELSEWHERE: Final = 5  # tables of other routes that are named
+_ELSEWHERE: Final = 5  # tables of other routes to name
 
 
 @dataclass(kw_only=True)
 class _Explained:
-    """A verdict, and which columns a person's row lacks for it."""
+    """A verdict, and the columns that it needs and the given row lacks."""
 
     verdict: Verdict
     lacking: tuple[str, ...]
 
 
 def explain_given(table: str, event: str, before: str | None, after: str | None, *, as_json: bool) -> None:
-    """Explain a change of a person's words."""
+    """Explain a described change."""
     settings = load(ListenerSettings)
     router = router_for(settings)
     given = given_change(settings, router, (table, event), before, after)
@@ -45,7 +45,7 @@ def explain_given(table: str, event: str, before: str | None, after: str | None,
 
 
 def explain_found(change_id: str, *, as_json: bool) -> None:
-    """Explain a change that is looked up."""
+    """Explain a stored change."""
     settings = load(ListenerSettings)
     router = router_for(settings)
     found = find_change(settings, router, change_id)
@@ -87,7 +87,7 @@ def _explained(router: BinlogRouter, given: Given) -> Iterator[_Explained]:
 
 
 def _named(verdict: Verdict, given: Given) -> Iterator[str]:
-    """Yield the columns that `args`, `kwargs` and `key` name, and the row does not have."""
+    """Yield the columns that `args`, `kwargs` and `key` name and the row lacks."""
     if verdict.outcome in {Outcome.FIRES, Outcome.PARKS} and given.change.id == "explained":
         route = verdict.route
         key = route.key.columns if isinstance(route.key, ColumnKey) else ()
@@ -106,7 +106,7 @@ def _lines(given: Given, where: str, explained: Sequence[_Explained], describer:
             continue
         yield from describer.as_lines(each.verdict)
         if each.lacking:
-            yield Text(f"    asks for {', '.join(each.lacking)}, which the row given does not have", "yellow")
+            yield Text(f"    needs {', '.join(each.lacking)}, which the given row does not have", "yellow")
     if elsewhere:
         yield Text(f"  not {_others(elsewhere)}", "dim")
     fired = sum(each.verdict.outcome is Outcome.FIRES for each in explained)

@@ -1,4 +1,4 @@
-"""A change that is looked up by its id, or by the id of a task that it fired: for `explain --id`."""
+"""Find a change by its id, or by the id of a task that it fired: for `explain --id`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from listener.publish.redis.set_aside import queue_and_route, set_aside_key
 
 __all__ = ["ChangeNotFoundError", "Found", "find_change", "find_in_histories"]
 
-_ROUTE_ID: Final = re.compile(r"-[0-9a-f]{8}$")  # behind the change's id, in that of a task
+_ROUTE_ID: Final = re.compile(r"-[0-9a-f]{8}$")  # after the change's id, in a task's id
 _EPOCHS: Final = {
     DatabaseType.POSTGRESQL: datetime(2000, 1, 1, tzinfo=UTC),
     DatabaseType.MYSQL: datetime(1970, 1, 1, tzinfo=UTC),
 }
 _MICROSECOND: Final = timedelta(microseconds=1)
-_PAGE: Final = 500  # messages that are read from Redis in one go
+_PAGE: Final = 500  # messages to read from Redis at a time
 
 
 class ChangeNotFoundError(CDCError):
-    """No change with this id is kept anywhere."""
+    """No change with this id is stored anywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A change, and where it was."""
+    """A change, and where it was found."""
 
     change: Change
     where: str
@@ -55,7 +55,7 @@ class Found:
 def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str) -> Found:
     """Return the change with this id, or the one that fired the task with this id.
 
-    Raise ChangeNotFoundError, which says where it was looked for.
+    Raise ChangeNotFoundError, which names the places searched.
     """
     ids = {change_id, _ROUTE_ID.sub("", change_id)}
     looked: list[str] = []
@@ -68,18 +68,18 @@ def find_change(settings: ListenerSettings, router: BinlogRouter, change_id: str
             return found
         looked.append(told)
     if settings.database_type is DatabaseType.POSTGRESQL:
-        looked.append("The log: PostgreSQL does not give a change again once the listener has read it.")
+        looked.append("The log: PostgreSQL does not send a change again after the listener has read it.")
     raise ChangeNotFoundError(
         f"No change {change_id} was found.\n  " + "\n  ".join(looked),
         hint="Describe it instead: python -m listener explain TABLE EVENT --before '{…}' --after '{…}'\n"
-        "A journal keeps changes from now on: export CDC_JOURNAL=/var/lib/cdc-tasks",
+        "To keep changes from now on, set a journal: export CDC_JOURNAL=/var/lib/cdc-tasks",
     )
 
 
 def find_in_histories(
     settings: ListenerSettings, router: BinlogRouter, change_id: str
 ) -> tuple[Found | None, str]:
-    """Return the same from the journal and the binlog alone; if it is not there, None and where it was looked for.
+    """Return the change from the journal or the binlog; if not found, None and the places searched.
 
     Raise CDCError if they cannot be read.
     """
@@ -90,10 +90,10 @@ _Look = tuple[Found | None, str]
 
 
 def _in_histories(router: BinlogRouter, settings: ListenerSettings, ids: set[str]) -> _Look:
-    """Look in the journal, and on MySQL and MariaDB in the binlog: at the time that an id has in it."""
+    """Search the journal, and on MySQL and MariaDB the binlog, at the time that the id contains."""
     times = [time for each in sorted(ids, key=len) if (time := _time_in(settings, each)) is not None]
     if not times:
-        return None, "The journal and the log: no time can be read from this id."
+        return None, "The journal and the log: this id contains no time."
     told = []
     for history in replay_histories(settings, _all_tables(settings, router)):
         with closing(history):
@@ -111,7 +111,7 @@ def _found(change: Change, where: str) -> Found:
 
 
 def _committed_at(history: History, kept: Kept, times: Iterable[datetime]) -> Iterator[Change]:
-    """Yield what was committed at these times, to the microsecond."""
+    """Yield the changes committed at exactly these times, to the microsecond."""
     for time in times:
         selection = Selection(since=time, until=time + _MICROSECOND)
         yield from _changes(history, Wanted(kept.id, selection, kept.end, accepts_gap=True))
@@ -125,7 +125,7 @@ def _changes(history: History, wanted: Wanted) -> Iterator[Change]:
 
 
 def _all_tables(settings: ListenerSettings, router: BinlogRouter) -> Sequence[Route]:
-    """Return routes by which a binlog's reader knows which tables to read: also those that no route is for."""
+    """Return routes from which a binlog reader knows the tables to read, including those without a route."""
     home = home_schema(settings.database_url.get_secret_value())
     found = BinlogRouter()
     for schema in dict.fromkeys([home, *(each.schema for each in router.routes)]):
@@ -134,7 +134,7 @@ def _all_tables(settings: ListenerSettings, router: BinlogRouter) -> Sequence[Ro
 
 
 def _time_in(settings: ListenerSettings, change_id: str) -> datetime | None:
-    """Return when the change was committed; None if the id does not say it."""
+    """Return when the change was committed; None if the id does not contain it."""
     epoch = _EPOCHS[settings.database_type]
     try:
         return epoch + int(change_id.split("-")[-2], 16) * _MICROSECOND
@@ -143,11 +143,7 @@ def _time_in(settings: ListenerSettings, change_id: str) -> datetime | None:
 
 
 def _of_row(*, is_missing: bool) -> tuple[str, ...]:
-    return (
-        ("Its row could not be read, so conditions that look at the row may fail here.",)
-        if is_missing
-        else ()
-    )
+    return ("Its row could not be read, so conditions on the row may fail here.",) if is_missing else ()
 
 
 def _among_parked(settings: ListenerSettings, ids: set[str]) -> _Look:
@@ -157,25 +153,25 @@ def _among_parked(settings: ListenerSettings, ids: set[str]) -> _Look:
             seen += 1
             if parked.id in ids or parked.change.id in ids:
                 since = f"{parked.parked_at:%Y-%m-%d %H:%M:%S} UTC"
-                note = f"It is parked since {since}, for {parked.task}: {parked.error}"
+                note = f"It has been parked since {since}, for {parked.task}: {parked.error}"
                 is_rowless = parked.logged is not None or parked.is_shortened or parked.arguments is not None
                 return Found(
                     change=parked.change,
-                    where="what is parked",
+                    where="the parked changes",
                     notes=(note, *_of_row(is_missing=is_rowless)),
                 ), ""
-    return None, f"What is parked: {counted(seen, 'change')}, and not this one."
+    return None, f"Parked changes: {counted(seen, 'change')}, but not this one."
 
 
 def _in_set_aside(settings: ListenerSettings, ids: set[str]) -> _Look:
-    """Look among the messages that wait beside their queues. They have what the task gets, which may be less."""
+    """Search the messages that are set aside. They contain what the task gets, which may be less than the row."""
     count, wanted = 0, [each.encode() for each in ids]
     with closing(checkpoint_store(settings)) as redis:
         for name, message in _set_aside(redis, settings.cdc_name):
             count += 1
             if any(each in message for each in wanted) and (found := _read(message, ids, name)) is not None:
                 return found, ""
-    return None, f"What waits beside its queue: {counted(count, 'message')}, and none of this change."
+    return None, f"Messages set aside: {counted(count, 'message')}, but none of this change."
 
 
 def _set_aside(redis: RedisConnection, listener: str) -> Iterator[tuple[str, bytes]]:
@@ -193,37 +189,35 @@ def _set_aside(redis: RedisConnection, listener: str) -> Iterator[tuple[str, byt
 
 
 def _read(message: bytes, ids: set[str], name: str) -> Found | None:
-    """Return the change in a message; None if the message is another's, or has no whole change."""
+    """Return the change in a message; None if it is of another change, or does not contain a whole one."""
     fields = json.loads(
         message[message.index(b"{") :]
-    )  # before that may be the queue of a message with a key
+    )  # the queue of a message with a key may come before it
     arguments: list[Any] = _arguments(fields)
     given = next((each for each in arguments if isinstance(each, Mapping) and each.get("id") in ids), None)
     queue, route = queue_and_route(name)
     why = f"its route {route} is paused" if route else "the queue is full"
-    note = f"It waits beside the queue {queue}: {why}."
+    note = f"It is set aside from the queue {queue}: {why}."
     if given is None or not {"before", "after", "table"} <= given.keys():
         task = fields.get("headers", fields).get("task", "?")
         raise ChangeNotFoundError(
-            f"What waits beside its queue: the task {task} of this change, without the row. {note}"
+            f"Messages set aside: the task {task} of this change, without the row. {note}"
         )
-    return Found(
-        change=RowChange.from_message(given), where="what waits beside its queue", notes=(note, _SHORT)
-    )
+    return Found(change=RowChange.from_message(given), where="the messages set aside", notes=(note, _SHORT))
 
 
 def _among_recent(settings: ListenerSettings, ids: set[str]) -> _Look:
-    """Tell what became of a change that was noted: its row is not there, so it cannot be explained anew."""
+    """Report what a noted change fired. Its row is not stored, so it cannot be explained again."""
     with closing(recent_reader(settings)) as reader:
         page = reader.page(Sought(ids=frozenset(ids)), limit=1)
     for _, entry in page.entries:
         if isinstance(entry, NotedChange):
             return None, f"Recent changes: {_told(entry)}"
-    return None, "Recent changes: it is not among them."
+    return None, "Recent changes: not this one."
 
 
 def _told(change: NotedChange) -> str:
-    """Return what became of its routes then."""
+    """Return what each of its routes did then."""
     told = [fate_told(change, each) for each in change.routes]
     lines = [f"{'fired' if e.fired else 'not'} {e.task}{': ' if e.words else ''}{e.words}" for e in told]
     head = f"{change.event.value} of {table_told(change)}, committed at {change.committed_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -234,7 +228,7 @@ _SHORT: Final = "A message has the columns that its route sends, so conditions o
 
 
 def _arguments(fields: Mapping[str, Any]) -> list[Any]:
-    """Return a message's positional arguments: of Celery's on Redis, or of our own record beside another broker."""
+    """Return the positional arguments of a Celery message in Redis, or of our own record for another broker."""
     if "body" not in fields:
         found: list[Any] = json.loads(f"[{fields['arguments'] or ''}]")
         return found

@@ -1,4 +1,4 @@
-"""The change that a person describes on the command line of `explain`."""
+"""The change described on the command line of `explain`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WITHOUT_NEW: Final = {EventType.DELETE, EventType.TRUNCATE}
 
 
 class GivenChangeError(CDCError):
-    """The words on the command line make no change."""
+    """The arguments do not describe a change."""
 
 
 class NoSuchTableError(CDCError):
@@ -34,7 +34,7 @@ class NoSuchTableError(CDCError):
 
 
 class GivenRow(dict[str, Any]):
-    """A row of which a person gave only some columns; it notes which others are asked for."""
+    """A row with only the given columns; it notes which others are read."""
 
     def __init__(self, columns: Mapping[str, Any], lacking: set[str]) -> None:
         super().__init__(columns)
@@ -57,10 +57,10 @@ class GivenRow(dict[str, Any]):
 
 @dataclass(kw_only=True)
 class Given:
-    """A change of a person's words."""
+    """A described change."""
 
     change: Change
-    lacking: set[str] = field(default_factory=set)  # columns that were asked for, and are not given
+    lacking: set[str] = field(default_factory=set)  # columns that were read and are not given
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,11 +133,11 @@ def _row(option: str, text: str | None, lacking: set[str]) -> GivenRow | None:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise GivenChangeError(
-            f"{option} is no JSON: {error}.", hint=_example(option), code="given_row"
+            f"{option} is not JSON: {error}.", hint=_example(option), code="given_row"
         ) from None
     if not isinstance(found, dict):
         raise GivenChangeError(
-            f"{option} is no object with columns and values.", hint=_example(option), code="given_row"
+            f"{option} is not an object with columns and values.", hint=_example(option), code="given_row"
         )
     return GivenRow(found, lacking)
 
@@ -149,27 +149,27 @@ def _notes(
     home: str,
     rows: Iterable[GivenRow | None],
 ) -> Iterator[str]:
-    """Yield what the catalogue says against it; that it could not be asked."""
+    """Yield notes on what the catalogue does not confirm. Raise NoSuchTableError, GivenChangeError."""
     try:
         tables = read_existing_tables(settings)[1]
     except CDCError as error:
-        yield f"The database could not be asked whether it has such a table: {error.message}"
+        yield f"Whether the database has this table is unknown: {error.message}"
         return
     found = next((each for each in tables if (each.schema, each.name) == table), None)
     if found is not None:
         _check_columns(found, {column for row in rows if row is not None for column in row})
     elif any((each.schema, each.table) == table for each in router.routes):
-        yield f"The database shows no table {'.'.join(table)}, and a route names it."
+        yield f"The database has no visible table {'.'.join(table)}, but a route names it."
     elif table[0] == home or any(each.schema == table[0] for each in tables):
         raise no_such_table(table, tables, router)
     else:
-        yield f"The database was not asked about the schema {table[0]}."
+        yield f"The tables of the schema {table[0]} were not checked."
 
 
 def no_such_table(
     table: tuple[str, str], tables: Iterable[ExistingTable], router: BinlogRouter
 ) -> NoSuchTableError:
-    """Return the error for a table that is not there, with a name that is close."""
+    """Return the error for a table that does not exist, with a similar name if there is one."""
     names = {f"{each.schema}.{each.name}" for each in tables}
     routed = {f"{each.schema}.{each.table}" for each in router.routes}
     name = ".".join(table)

@@ -1,4 +1,4 @@
-"""What a person has told the listener that holds tasks of a route back: for `explain` and `watch`."""
+"""Commands in force that hold back the tasks of a route: for `explain` and `watch`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["held_routes"]
 
 
 def held_routes(settings: ListenerSettings, router: BinlogRouter) -> tuple[dict[str, str], list[str]]:
-    """Return why tasks of a route are held, by the route's id; and notes on all routes, or why that is not known."""
+    """Return why tasks of a route are held back, by route id; and notes on all routes, or why nothing is known."""
     state = control_state(settings)
     try:
         state.read()
     except CDCError as error:
-        return {}, [f"What is paused is not known: {error.message}"]
-    held = dict.fromkeys(state.paused_routes, "paused: it waits beside its queue")
+        return {}, [f"Which routes are paused is unknown: {error.message}"]
+    held = dict.fromkeys(state.paused_routes, "paused: its messages are set aside")
     for route, until in state.skips.items():
         held[route] = f"skipped, if committed before {until:%Y-%m-%d %H:%M:%S} UTC"
     known = {route.id for route in router.routes}

@@ -1,4 +1,4 @@
-"""Writes a first file of routes for the tables that are there."""
+"""Writes a first file of routes for the existing tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FirstRoutesError(CDCError):
 def init(*, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False) -> None:
     """Write a first file of routes for the tables of DATABASE_URL, and print the next commands.
 
-    It asks nothing, changes nothing in the database, and overwrites no file.
+    It asks no questions, does not change the database, and overwrites no file.
     """
     from listener.daemon.first_routes import obstacle, option_for, routes_file, split_by_use
     from listener.daemon.settings import ListenerSettings, load
@@ -62,11 +62,13 @@ def init(*, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for p
     typer.echo(f"{path.name} has {counted(len(used), 'table')}.")
     for each in left_out:
         typer.echo(f"Left out: {each.name}: {obstacle(each)}")
-    typer.echo("Take out what no task waits for. Then:\n" + "\n".join(f"  {each}" for each in next_commands))
+    typer.echo(
+        "Remove the tables that no task needs. Then:\n" + "\n".join(f"  {each}" for each in next_commands)
+    )
 
 
 def _free_name() -> str:
-    """Return a module that no file in this directory has, and none that is installed."""
+    """Return a module name that no file in this directory and no installed module has."""
     names = (_NAME if number == 1 else f"{_NAME}_{number}" for number in count(1))
     return next(each for each in names if not Path(f"{each}.py").exists() and find_spec(each) is None)
 

@@ -37,7 +37,7 @@ _ROUTE: Final = (
     *("id", "table", "events", "task", "when", "argument", "columns", "queue", "grouping", "sending"),
     *("key", "group", "on_failure", "on_full", "even_muted"),
 )
-_SELDOM: Final = {  # what most routes have
+_SELDOM: Final = {  # columns, with the value that most routes have
     "key": {""},
     "group": {""},
     "on_failure": {"", "continue"},
@@ -48,7 +48,7 @@ _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
-    """Print one line for each, and below them the hints, in lines that are not wrapped."""
+    """Print one line for each, and below them the hints, in unwrapped lines."""
     screen = console()
     table = table_of("", "what", "found")
     for each in findings:
@@ -69,7 +69,7 @@ def _indented(text: str) -> str:
 
 
 def show_routes(routes: Iterable[Route]) -> None:
-    """Print the table of routes, without those of `_SELDOM` that no route has."""
+    """Print the table of routes, without the columns of `_SELDOM` that no route uses."""
     described = [describe_route(route) for route in routes]
     unused = {name for name, usual in _SELDOM.items() if all(each[name] in usual for each in described)}
     shown = [name for name in _ROUTE if name not in unused]
@@ -102,7 +102,7 @@ def describe_route(route: Route) -> Mapping[str, str]:
 
 
 def _group(route: Route) -> str:
-    """Return the name of the group that the route shares with others on purpose."""
+    """Return the name of the group that the route explicitly shares with others."""
     group = getattr(route.key, "group", route.id)
     return "" if group == route.id else group
 

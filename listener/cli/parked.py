@@ -1,4 +1,4 @@
-"""Changes that a route or the broker could not take: list, show, replay or drop them."""
+"""Changes that a route or the broker refused: list, show, replay or drop them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ cli = typer.Typer(help=__doc__, no_args_is_help=True)
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 OfTask = Annotated[str | None, typer.Option("--task", help="Only those of this task.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID…", help="The ids of parked changes.")]
-All = Annotated[bool, typer.Option("--all", help="All of them; with --task all of that task.")]
+All = Annotated[bool, typer.Option("--all", help="All of them; with --task, all of that task.")]
 
 
 @cli.command("list")
@@ -66,7 +66,7 @@ def _described(parked: ParkedChange) -> dict[str, Any]:
 
 @cli.command()
 def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
-    """Give them to their routes again, as the routes are now. The tasks have the ids that they would have had."""
+    """Send them to their routes again, as the routes are now. The task ids are the same as at the first attempt."""
     from listener.cli.parked_changes import replay_parked
     from listener.daemon.application import celery_app, router_for
 
@@ -80,7 +80,7 @@ def replay(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> 
 
 @cli.command()
 def drop(ids: Ids = None, *, everything: All = False, task: OfTask = None) -> None:
-    """Drop them, forever."""
+    """Drop them permanently."""
     from listener.cli.parked_changes import drop_parked
 
     _do(
@@ -108,7 +108,7 @@ def _do(
     *,
     everything: bool,
 ) -> None:
-    """Do it with each change that is chosen, say what became of it, and record that. Exit status 1 if one failed."""
+    """Do it with each chosen change, print the result, and record it. Exit status 1 if one failed."""
     from listener.cli.parked_changes import chosen, opened, recorded
 
     settings, failed = _settings(), 0

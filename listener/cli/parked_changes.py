@@ -1,4 +1,4 @@
-"""The changes that are parked under CDC_NAME: find them, and send them to their routes again."""
+"""The parked changes of CDC_NAME: find them, and send them to their routes again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 TAKEN = "is no longer parked: someone has just replayed or dropped it"
-_PAGE = "500"  # how many are read from Redis in one go
+_PAGE = "500"  # changes to read from Redis at a time
 
 
 class NotParkedError(CDCError):
@@ -48,7 +48,7 @@ class NotParkedError(CDCError):
 
 
 class ParkedStore:
-    """What is parked under CDC_NAME."""
+    """The parked changes of CDC_NAME."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         self._redis = redis
@@ -107,7 +107,7 @@ def opened(settings: ListenerSettings) -> Iterator[ParkedStore]:
 def recorded(
     settings: ListenerSettings, verb: str, names: Sequence[str], done: str
 ) -> Iterator[list[tuple[bool, str]]]:
-    """Record who did what to which changes, and what came of each, which the block adds; an error is recorded too."""
+    """Record who did what to which changes. The block adds the results; an error is recorded too."""
     command, outcomes = Command(verb=verb, arguments=about(names)), list[tuple[bool, str]]()
     try:
         yield outcomes
@@ -119,7 +119,7 @@ def recorded(
 
 
 def _note(settings: ListenerSettings, command: Command, result: str | CDCError) -> None:
-    """Write it; what was done counts also if that fails."""
+    """Write the record; if that fails, the action is not undone."""
     redis = checkpoint_store(settings)
     try:
         CommandQueue(redis, settings.cdc_name).note(command, result)
@@ -146,20 +146,20 @@ def _order(parked: ParkedChange) -> tuple[Any, ...]:
 
 
 def fire(parked: ParkedChange, router: BinlogRouter, app: Celery) -> Call | Exception | None:
-    """Return what the change's route makes of it now: a task, nothing, or an error again."""
+    """Return what the change's route fires now: a task, nothing, or an error again."""
     try:
         route = parked.find_route(router)
         make_message(app, route)
     except (RouteError, EnvelopeError) as error:
         return error
-    if parked.arguments is not None:  # of several changes, or of one whose row is not kept
+    if parked.arguments is not None:  # of several changes, or of one whose row is not stored
         return Call(route, parked.change, b"", key=parked.key)
     fired = next((each for each in router.tasks_for([parked.change]) if each.route is route), None)
     return fired.error if isinstance(fired, Parked) else fired
 
 
 def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
-    """Send the task; return why the broker refuses it, None if it took it. Raises BrokerAwayError."""
+    """Send the task; return why the broker refuses it, None if it is accepted. Raise BrokerAwayError."""
     route, arguments, options = call.route, _arguments(parked, call), send_options(call.route)
     kwargs = _kwargs(parked, call)
     if call.key is not None:
@@ -174,7 +174,7 @@ def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
         )
     except OperationalError as error:
         raise BrokerAwayError(
-            f"The broker did not take {parked.id}, which stays parked: {error}",
+            f"The broker did not accept {parked.id}, which stays parked: {error}",
             hint="See what is wrong: python -m listener check",
         ) from error
     except refusals as error:
@@ -185,19 +185,19 @@ def send(app: Celery, parked: ParkedChange, call: Call) -> Exception | None:
 def replay_parked(
     store: ParkedStore, parked: ParkedChange, router: BinlogRouter, app: Celery
 ) -> tuple[bool, str]:
-    """Give a change to its route again; return whether it went well, and what happened. Raises BrokerAwayError."""
+    """Send a change to its route again; return whether that succeeded, and the result. Raise BrokerAwayError."""
     if not store.has(parked.id):
         return True, TAKEN
     fired = fire(parked, router, app)
     refusal = send(app, parked, fired) if isinstance(fired, Call) else fired
     if refusal is not None:
         return False, f"stays parked: {type(refusal).__name__}: {refusal}"
-    store.remove(parked.id)  # after it was sent: twice with one id is better than never
+    store.remove(parked.id)  # after sending: twice with one id is better than never
     return True, f"sent to {parked.task}" if fired else "no longer fires"
 
 
 def drop_parked(store: ParkedStore, parked: ParkedChange) -> str:
-    """Forget a change; return what happened."""
+    """Drop a change; return the result."""
     return "dropped" if store.remove(parked.id) else TAKEN
 
 

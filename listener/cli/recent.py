@@ -1,4 +1,4 @@
-"""Recent changes: what came last, what it fired and why not."""
+"""Recent changes: the last ones, what they fired, and why other routes did not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_to(cli: typer.Typer) -> None:
 
 def changes(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE]", help="Only of this table, or schema.table.")
+        str | None, typer.Argument(metavar="[TABLE]", help="Only changes of this table, or schema.table.")
     ] = None,
     *,
     row: Annotated[
@@ -26,7 +26,8 @@ def changes(
         typer.Option(
             "--id",
             metavar="VALUE",
-            help="Only of the row whose key id has this value; or COLUMN=VALUE of another key. Several: all of them.",
+            help="Only changes of the row whose key id has this value; or COLUMN=VALUE of another key. "
+            "Several: all must match.",
         ),
     ] = None,
     event: Annotated[
@@ -38,21 +39,21 @@ def changes(
         typer.Option(
             "--who",
             metavar="VALUE",
-            help="Only of transactions with this value in their context; or NAME=VALUE.",
+            help="Only changes of transactions with this value in their context; or NAME=VALUE.",
         ),
     ] = None,
     change_id: Annotated[
         str | None, typer.Option("--change", metavar="ID", help="Only the change with this id.")
     ] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="As of `replay`.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="As for `replay`.")] = None,
     until: Annotated[
         str,
         typer.Option("--until", metavar="TIME", help="Committed before then: a time like --since, or now."),
     ] = "now",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Up to this many, the last ones.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Up to this many of the last changes.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
-    """Show what came last, by whom, what it fired and why the rest did not; of rows only their keys."""
+    """Show the last changes, who made them, and what each route fired or why not. Of rows, only the keys."""
     from listener.cli.recent_changes import Asked, show_recent
 
     asked = Asked(

@@ -27,7 +27,7 @@ __all__ = ["Asked", "described", "show_recent"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a person asks for."""
+    """Which changes to show."""
 
     table: str | None
     rows: list[str]
@@ -38,7 +38,7 @@ class Asked:
     until: datetime | None
 
     def sought(self, settings: ListenerSettings) -> Sought:
-        """Return it as the reader takes it."""
+        """Return it in the reader's form."""
         return Sought(
             table=None if self.table is None else self._named(self.table, settings),
             event=self.event,
@@ -149,10 +149,10 @@ def _lines(entry: NotedChange | LeftOut) -> Iterator[Text]:
 
 def _notes(page: Page, sought: Sought, settings: ListenerSettings) -> Iterator[str]:
     if not page.entries:
-        yield "No change is found."
+        yield "No changes found."
         if sought == Sought() and not settings.cdc_recent_size:
-            yield "CDC_RECENT_SIZE is 0, so nothing is noted."
+            yield "CDC_RECENT_SIZE is 0, so no changes are noted."
     if page.left_out and sought.is_narrow:
-        yield f"{counted(page.left_out, 'change')} of that time are not noted, and may be missing here."
+        yield f"{counted(page.left_out, 'change')} of that time are not noted and may be missing here."
     if page.unreadable:
-        yield f"{counted(page.unreadable, 'part')} of the record cannot be read: damaged, or of another version."
+        yield f"{counted(page.unreadable, 'part')} of the record cannot be read: damaged, or from another version."

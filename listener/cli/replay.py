@@ -1,4 +1,4 @@
-"""Replays: fire again what changes fired, and look up what happened to a row."""
+"""Replays: fire routes again for past changes, and look up what happened to a row."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ Wait = Annotated[
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, or the beginning of it.")]
 Tables = Annotated[
-    list[str] | None, typer.Option("--table", metavar="TABLE", help="Only of this table, or schema.table.")
+    list[str] | None,
+    typer.Option("--table", metavar="TABLE", help="Only changes of this table, or schema.table."),
 ]
 Rows = Annotated[
     list[str] | None,
     typer.Option(
-        "--id", metavar="VALUE", help="Only of the row whose column id has this value; or COLUMN=VALUE."
+        "--id",
+        metavar="VALUE",
+        help="Only changes of the row whose column id has this value; or COLUMN=VALUE.",
     ),
 ]
 Until = Annotated[
@@ -65,24 +68,22 @@ def replay(
     row: Rows = None,
     new_ids: Annotated[
         bool,
-        typer.Option(
-            "--new-ids", help="Give tasks and changes new ids. Without it they have those that they had."
-        ),
+        typer.Option("--new-ids", help="Give tasks and changes new ids. Without it they keep their old ids."),
     ] = False,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.1, help="Read up to this many changes a second.")
     ] = None,
     accept_gap: Annotated[
-        bool, typer.Option("--accept-gap", help="Fire what is there, although some of the time is not.")
+        bool, typer.Option("--accept-gap", help="Replay even if changes of a part of this time are missing.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count changes and tasks, and send nothing.")
+        bool, typer.Option("--dry-run", help="Count changes and tasks, but send nothing.")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show how far it is until it is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the progress until it is done.")] = False,
     wait: Wait = _WAIT,
     as_json: AsJSON = False,
 ) -> None:
-    """Fire routes, as they are now, for changes of the journal or the binlog, in order, while the stream goes on."""
+    """Fire routes, as they are now, for changes of the journal or the binlog, in order. The stream continues."""
     from listener.cli.replay_progress import Asked, dry_run_of
     from listener.cli.replay_progress import watch as watch_it
 
@@ -110,7 +111,7 @@ def replay(
     if watch:
         watch_it(name)
     elif not as_json:
-        typer.echo(f"See how far it is: python -m listener replays show {name}")
+        typer.echo(f"See its progress: python -m listener replays show {name}")
 
 
 def journal(
@@ -119,12 +120,12 @@ def journal(
     ] = None,
     *,
     row: Rows = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="As of `replay`.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="As for `replay`.")] = None,
     until: Until = "now",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Up to this many, the last ones.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Up to this many of the last changes.")] = 100,
     as_json: AsJSON = False,
 ) -> None:
-    """Show what happened to a row, or to a table; without a table, what the journal has. Shows values of rows."""
+    """Show what happened to a row or a table; without a table, what the journal contains. Shows row values."""
     from listener.cli.replay_progress import Asked, show_changes, show_summary
 
     if table is None and not row and since is None:
@@ -136,14 +137,14 @@ def journal(
 
 
 def parsed_time(text: str, option: str) -> datetime:
-    """Return the time that a person wrote."""
+    """Return the time given as text."""
     from listener.daemon.asked import NotATimeError, parse_time
 
     try:
         return parse_time(text)
     except NotATimeError:
         raise typer.BadParameter(
-            f"{text!r} is no time: write now, 14:00, or 2026-11-26T14:00:00+01:00", param_hint=option
+            f"{text!r} is not a time: write now, 14:00, or 2026-11-26T14:00:00+01:00", param_hint=option
         ) from None
 
 
@@ -155,7 +156,7 @@ def start(context: typer.Context, *, as_json: AsJSON = False) -> None:
 
 @replays.command("list")
 def list_(*, as_json: AsJSON = False) -> None:
-    """Show the replays that wait, the one that is being done, and those that have ended."""
+    """Show the waiting, the running and the ended replays."""
     from listener.cli.replay_progress import show_all
 
     show_all(as_json=as_json)
@@ -165,10 +166,10 @@ def list_(*, as_json: AsJSON = False) -> None:
 def show(
     replay: Id,
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Until it is done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until it is done.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show one: what was asked for, how far it is, and why it does not go on."""
+    """Show one: its request, its progress, and why it does not continue."""
     from listener.cli.replay_progress import show_one
     from listener.cli.replay_progress import watch as watch_it
 
@@ -179,17 +180,17 @@ def show(
 
 @replays.command()
 def pause(replay: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Let it wait; the stream and other replays go on. Survives restarts."""
+    """Pause it; the stream and other replays continue. Survives restarts."""
     give("replay_pause", {"replay": replay}, wait, as_json=as_json)
 
 
 @replays.command()
 def resume(replay: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """Let one that is paused, or has failed, go on where it was."""
+    """Continue a paused or failed one where it stopped."""
     give("replay_resume", {"replay": replay}, wait, as_json=as_json)
 
 
 @replays.command()
 def cancel(replay: Id, *, wait: Wait = _WAIT, as_json: AsJSON = False) -> None:
-    """End it. What was sent stays in the queues."""
+    """Cancel it. Messages already sent stay in the queues."""
     give("replay_cancel", {"replay": replay}, wait, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What the commands of replays and of the journal show."""
+"""What the commands for replays and the journal show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _AT_ONCE: Final = 1_000  # changes
 
 
 class Asked:
-    """Which changes a person asks for."""
+    """Which changes to select."""
 
     def __init__(
         self, since: datetime | None, until: datetime | None, tables: list[str], rows: list[str]
@@ -77,7 +77,7 @@ def dry_run_of(asked: Asked, names: list[str], *, as_json: bool) -> None:
 
 
 def _parts(history: History, kept: Kept, selection: Selection) -> Iterator[Sequence[Change]]:
-    """Yield what the history has of the selection."""
+    """Yield the selected changes of the history."""
     wanted = Wanted(kept.id, selection, kept.end, accepts_gap=True)
     with closing(history):
         place, is_end = "", False
@@ -101,7 +101,7 @@ def show_changes(asked: Asked, limit: int, *, as_json: bool) -> None:
 
 
 def _difference(change: JournalledChange) -> str:
-    """Return what became of which column; of a row that came or went, all of it."""
+    """Return the columns that changed, old and new; of an inserted or deleted row, all columns."""
     before, after = change.before or {}, change.after or {}
     if change.is_unreadable:
         return "the row could not be read"
@@ -116,7 +116,7 @@ def _difference(change: JournalledChange) -> str:
 
 
 def show_summary(*, as_json: bool) -> None:
-    """Show from when on the journal has changes, how many, and what is missing."""
+    """Show since when the journal has changes, how many, and what is missing."""
     summary = journal_reader(load(ListenerSettings)).summary()
     shown = _summarised(summary)
     if as_json:
@@ -157,7 +157,7 @@ def show_all(*, as_json: bool) -> None:
 
 
 def show_one(name: str, *, as_json: bool) -> None:
-    """Show all that is known of one."""
+    """Show everything known about one."""
     shown = _described(named_replay(replay_store(load(ListenerSettings)).read(), name))
     if as_json:
         print_json(shown)
@@ -168,7 +168,7 @@ def show_one(name: str, *, as_json: bool) -> None:
 
 
 def watch(name: str) -> None:
-    """Show how far it is until it has ended; exit status 1 if it is not done."""
+    """Show the progress until it has ended; exit with status 1 if it did not complete."""
     store = replay_store(load(ListenerSettings))
     with console().status("") as line:
         while not (state := named_replay(store.read(), name)).is_over:

@@ -1,4 +1,4 @@
-"""`--where` of `watch`: conditions on the columns of a row, which are looked at here and not in the database."""
+"""`--where` of `watch`: conditions on the columns of a row, evaluated here and not in the database."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Condition:
 
     column: str
     operator: str
-    value: Any  # as JSON has it; a text, if it was no JSON
+    value: Any  # parsed as JSON; a string if it is not JSON
 
     def is_true(self, row: Mapping[str, Any]) -> bool:
-        """Return whether it is true of a row; False if the row lacks the column. NULL is unlike every other value."""
+        """Return whether a row fulfils it; False if the row lacks the column. NULL equals no other value."""
         if self.column not in row:
             return False
         found, wanted = row[self.column], self.value
@@ -44,7 +44,7 @@ class Condition:
 
 
 def _comparable(found: Any, wanted: Any) -> tuple[Any, Any]:
-    """Return both as numbers if they are, also where a `numeric` is a text; otherwise as texts."""
+    """Return both as numbers if possible, even if a `numeric` is a string; otherwise as strings."""
     numbers = _number(found), _number(wanted)
     return numbers if None not in numbers and not isinstance(wanted, str) else (_text(found), _text(wanted))
 
@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def parse_condition(text: str) -> Condition:
-    """Return `COLUMN=VALUE`, or with another of = != < <= > >=. Raise RowFilterError."""
+    """Parse `COLUMN=VALUE`, or with another of = != < <= > >=. Raise RowFilterError."""
     found = _CONDITION.fullmatch(text)
     if found is None:
         raise RowFilterError(
@@ -84,9 +84,9 @@ def _value(text: str) -> Any:
 
 
 def passes(change: Change, conditions: Iterable[Condition]) -> bool:
-    """Return whether all conditions are true of the row after the change, or all of the row before it.
+    """Return whether the row after the change, or the row before it, fulfils all conditions.
 
-    A truncate concerns each row. Raises what reading a row raises.
+    A truncate concerns every row. Raises what reading a row raises.
     """
     wanted = list(conditions)
     if not wanted or change.event is EventType.TRUNCATE:

@@ -13,7 +13,7 @@ from typing import Final
 
 __all__ = ["described_variables"]
 
-# Where ListenerSettings has its fields from; a later class goes first.
+# The classes with the fields of ListenerSettings; a later class takes precedence.
 _CLASSES: Final = (
     ("cdc_tasks.settings", "LogSettings"),
     ("listener.daemon.settings", "RouteSettings"),
@@ -35,13 +35,13 @@ def described_variables() -> dict[str, str]:
 
 
 def _classes(module: str) -> dict[str, ast.ClassDef]:
-    spec = find_spec(module)  # imports the packages that it is in, which load nothing
+    spec = find_spec(module)  # imports the packages around it, which load nothing
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     return {each.name: each for each in ast.parse(source).body if isinstance(each, ast.ClassDef)}
 
 
 def _described_fields(class_: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Yield each field that has a description of its own: `name: type = Field(…, description="…")`."""
+    """Yield each field with its own description: `name: type = Field(…, description="…")`."""
     for field in class_.body:
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call)):
             continue

@@ -1,4 +1,4 @@
-"""What `explain` and `watch` show of a change and of the routes: as text for people, as an object for programs."""
+"""What `explain` and `watch` show about a change and the routes: as text for people, as an object for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from listener.publish.destination import destination
 
 __all__ = ["Describer", "context_of", "difference", "local_time", "message_of", "names_of", "printable"]
 
-_LONGEST: Final = 200  # letters of a value in a line
+_LONGEST: Final = 200  # characters of a value in a line
 _STYLES: Final = {Outcome.FIRES: "bold green", Outcome.PARKS: "bold red"}
 _WORDS: Final = {Outcome.FIRES: "fires", Outcome.PARKS: "would be parked"}
 
@@ -32,13 +32,15 @@ class Describer:
     """Describes verdicts."""
 
     app: Celery
-    has_values: bool = True  # show values of rows, and what is made of them
-    has_ids: bool = True  # the change is one of the log, so its tasks have ids
-    held: Mapping[str, str] = field(default_factory=dict)  # by a route's id: that it is paused, or skips
+    has_values: bool = True  # show row values, and arguments made from them
+    has_ids: bool = True  # the change comes from the log, so its tasks have ids
+    held: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by route id: why it is held back (paused or skipped)
     _queues: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def as_object(self, verdict: Verdict) -> dict[str, Any]:
-        """Return it for JSON. Without values, the arguments are left out, and the key is a digest."""
+        """Return it for JSON. Without values, there are no arguments, and the key is a digest."""
         route, call = verdict.route, verdict.call
         found: dict[str, Any] = {
             "id": route.id,
@@ -55,7 +57,7 @@ class Describer:
         return found
 
     def as_lines(self, verdict: Verdict) -> Iterator[Text]:
-        """Yield it as lines: what becomes of the route and why, and what it calls."""
+        """Yield it as lines: the route's outcome and why, and the call."""
         route, call = verdict.route, verdict.call
         line = Text("  ").append(_WORDS.get(verdict.outcome, "not"), _STYLES.get(verdict.outcome, "dim"))
         line.append(f" {printable(route.task)}")
@@ -70,7 +72,7 @@ class Describer:
             yield from (Text(f"    {each}") for each in self._details(call))
 
     def reason(self, verdict: Verdict) -> str:
-        """Return why, with the words of the condition, and of an error."""
+        """Return why, with the condition's text and the error."""
         when, outcome = verdict.route.when, verdict.outcome
         words = [verdict.reason] if verdict.reason else []
         if when is not None and outcome in {Outcome.WHEN, Outcome.FIRES}:
@@ -96,11 +98,11 @@ class Describer:
         return call.key if self.has_values or call.key is None else shown_key(call.key)
 
     def _task_id(self, call: Call) -> str | None:
-        """Return the task's id; None if it gets one of its own, together with those of other changes."""
+        """Return the task's id; None if the task is shared with other changes and gets its own id."""
         return call.id if self.has_ids and not call.route.is_grouped else None
 
     def _queue(self, call: Call) -> str:
-        """Return where it goes; in place of it, why the broker would not get it."""
+        """Return its queue, or why the broker would not get it."""
         known = (*call.route.sent_as, call.key)
         if known not in self._queues:
             if len(self._queues) > 1_000:
@@ -120,7 +122,7 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 
 def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a change as a task gets it, with what may be shown of its context."""
+    """Return a change as a task gets it, with the part of its context that may be shown."""
     shown = shown_context(message.get("context"))
     rest = {name: value for name, value in message.items() if name != "context"}
     return rest | ({"context": shown} if shown else {})
@@ -152,9 +154,9 @@ def _told(error: Exception) -> str:
 
 
 def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
-    """Return the change as a task gets it, with what may be shown of its context.
+    """Return the change as a task gets it, with the part of its context that may be shown.
 
-    Without values, with the columns that changed in place of the rows.
+    Without values, it has the changed columns instead of the rows.
     """
     head: dict[str, Any] = {
         "id": change.id,
@@ -177,9 +179,9 @@ def message_of(change: Change, *, has_values: bool) -> dict[str, Any]:
 
 
 def context_of(change: Change, *, has_values: bool) -> str:
-    """Return what the transaction says of itself, in words; empty: nothing.
+    """Return the transaction's context as text; empty if there is none.
 
-    Of what CDC_CONTEXT_SHOWN does not name, and without values, there are the names alone.
+    Without values, and for everything that CDC_CONTEXT_SHOWN does not name, only the names are shown.
     """
     context = change.context
     if context is None:
@@ -190,9 +192,9 @@ def context_of(change: Change, *, has_values: bool) -> str:
 
 
 def difference(change: Change, *, has_values: bool) -> str:
-    """Return what became of which column: `status: 'open' → 'paid'`; of a row that came or went, all of it.
+    """Return the columns that changed: `status: 'open' → 'paid'`; of an inserted or deleted row, all columns.
 
-    Without values, only the columns that changed. Raises what reading a row raises.
+    Without values, only the names of the changed columns. Raises what reading a row raises.
     """
     before, after = change.before, change.after
     if change.event is not EventType.UPDATE or before is None or after is None:
@@ -220,16 +222,16 @@ def _shortened(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters escaped: a terminal would obey them."""
+    """Return the text with control characters escaped, because a terminal would act on them."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def local_time(time: datetime) -> str:
-    """Return it as people here read it, to the millisecond."""
+    """Return it in local time, to the millisecond."""
     return f"{time.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def names_of(tables: Sequence[tuple[str, str]], most: int = 5) -> str:
-    """Return the first of them as `schema.table`, and how many more there are."""
+    """Return the first ones as `schema.table`, and how many more there are."""
     shown = ", ".join(f"{schema}.{name}" for schema, name in tables[:most])
     return f"{shown} and {len(tables) - most} more" if len(tables) > most else shown

@@ -1,4 +1,4 @@
-"""What `watch` does: shows each committed change as it comes, what it would fire, and why the rest would not."""
+"""What `watch` does: shows each committed change, the tasks it would fire, and why other routes do not fire."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from listener.daemon.wiring import make_tail, read_existing_tables
 
 __all__ = ["watch_changes"]
 
-_ASK_EVERY: Final = 5.0  # seconds between two looks at what is paused
-_ASK_AGAIN: Final = 60.0  # seconds until a broker that did not answer is asked again
+_ASK_EVERY: Final = 5.0  # seconds between two checks of what is paused
+_ASK_AGAIN: Final = 60.0  # seconds until an unavailable broker is queried again
 _ALL: Final = "*"
 
 _Name = tuple[str, str]  # schema and table, or globs
@@ -63,16 +63,16 @@ def watch_changes(tables: Sequence[str], where: Sequence[str], *, as_json: bool,
     shown = _Shown(settings, router, as_json=as_json, has_values=has_values)
     try:
         _Watch(tail, chosen, shown).run()
-    except BrokenPipeError:  # as of `| head`: nobody reads any more
+    except BrokenPipeError:  # as with `| head`: there is no reader any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """Which changes a person asks for."""
+    """Which changes to show."""
 
     names: tuple[_Name, ...]
-    exact: tuple[_Name, ...]  # those of them that are no globs
+    exact: tuple[_Name, ...]  # those that are not globs
     is_all: bool  # no table was named
     where: Sequence[Condition]
 
@@ -84,7 +84,7 @@ class _Chosen:
         tables: Sequence[str],
         where: Sequence[Condition],
     ) -> _Chosen:
-        """Return what the words name. Raise NoSuchTableError, GivenChangeError."""
+        """Return the selection that the arguments name. Raise NoSuchTableError, GivenChangeError."""
         home, existing = read_existing_tables(settings)
         if not tables:
             schemas = dict.fromkeys([home, *(each.schema for each in router.routes), *_schemas(existing)])
@@ -98,25 +98,25 @@ class _Chosen:
         return found
 
     def selected(self) -> BinlogRouter:
-        """Return a router by whose routes the source knows which tables to read."""
+        """Return a router whose routes show the source which tables to read."""
         router = BinlogRouter()
         for schema, table in self.names:
             router.register(schema, table, EventType.ALL, "watch", even_muted=True)
         return router
 
     def has(self, change: Change) -> bool:
-        """Return whether it is one of them. An enqueued task has no table and no row."""
+        """Return whether the change is selected. An enqueued task has no table and no row."""
         if change.event is EventType.ENQUEUED:
             return self.is_all and not self.where
         if not self.is_all and not self.covers((change.schema, change.table)):
             return False
         try:
             return passes(change, self.where)
-        except CDCError:  # a row that cannot be read: rather shown than not
+        except CDCError:  # the row cannot be read: show it to be safe
             return True
 
     def covers(self, table: _Name) -> bool:
-        """Return whether the table is one of them."""
+        """Return whether the table is selected."""
         return any(
             fnmatchcase(table[0], schema) and fnmatchcase(table[1], name) for schema, name in self.names
         )
@@ -140,7 +140,7 @@ def _check_tables(
 ) -> None:
     known = {(each.schema, each.name) for each in existing}
     for name in names:
-        # Of another database of MySQL's the tables are not known; a partition, or a table of an extension, has a route.
+        # Tables of another MySQL database are unknown; partitions and tables of extensions are not listed.
         is_asked = name[0] in {home, *_schemas(existing)}
         if name not in known and is_asked and name not in {(r.schema, r.table) for r in router.routes}:
             raise no_such_table(name, existing, router)
@@ -152,7 +152,7 @@ def _check_columns(chosen: _Chosen, existing: Sequence[ExistingTable]) -> None:
     for condition in chosen.where if covered else ():
         if condition.column not in columns:
             raise GivenChangeError(
-                f"No table that is watched has a column {condition.column}."
+                f"No watched table has a column {condition.column}."
                 f"{CloseNames(sorted(columns)).meant(condition.column)}",
                 hint="Name a column of the table in --where: COLUMN=VALUE.",
                 code="no_such_column",
@@ -160,7 +160,7 @@ def _check_columns(chosen: _Chosen, existing: Sequence[ExistingTable]) -> None:
 
 
 class _Watch:
-    """Reads until it is stopped, also over a restart of the server."""
+    """Reads until it is stopped, even across a restart of the server."""
 
     def __init__(self, tail: Tail, chosen: _Chosen, shown: _Shown) -> None:
         self._tail, self._chosen, self._shown = tail, chosen, shown
@@ -180,7 +180,7 @@ class _Watch:
             self._tail.close()
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         self._retry.stop()
         self._tail.stop()
 
@@ -201,12 +201,12 @@ class _Watch:
         except SourceLostError:
             self._shown.note("The connection to the database was lost.")
             self._retry.call(self._tail.open)
-            missed = "What was committed meanwhile is not shown." if self._tail.misses_changes else ""
-            self._shown.note(f"It reads again. {missed}".strip())
+            missed = "Changes committed meanwhile are not shown." if self._tail.misses_changes else ""
+            self._shown.note(f"Reading again. {missed}".strip())
 
 
 class _Shown:
-    """Writes changes to standard output, and what else there is to say to standard error."""
+    """Writes changes to standard output, and notes to standard error."""
 
     def __init__(
         self, settings: ListenerSettings, router: BinlogRouter, *, as_json: bool, has_values: bool
@@ -219,17 +219,17 @@ class _Shown:
         self._notes: list[str] = []
 
     def begin(self, tail: Tail, unseen: Sequence[_Name]) -> None:
-        """Say what is read, and of which tables nothing comes."""
+        """Write what is read, and which tables send no changes."""
         self.note(f"Watching {tail.reads_by}. Nothing is sent. Ctrl-C ends it.")
         if unseen:
             self.note(f"The server does not send changes of {names_of(unseen)}: see docs/watch.md.")
 
     def note(self, text: str) -> None:
-        """Write a line for the person."""
+        """Write a note."""
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201 - a command's words
 
     def changes(self, changes: Sequence[Change]) -> None:
-        """Write what these changes are, and what they would fire."""
+        """Write these changes, and what they would fire."""
         if not changes:
             return
         self._look_at_what_is_held()

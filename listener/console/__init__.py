@@ -1,1 +1,1 @@
-"""The console: a web page beside the listener, for a person who asks whether it works, and acts if it does not."""
+"""The console: a web page that shows whether the listener works, and gives commands if it does not."""

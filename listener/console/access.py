@@ -1,4 +1,4 @@
-"""Who may see the console, who may act there, and from which page a request may come."""
+"""Who may see the console, who may act there, and which pages may send requests."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _WITHIN: Final = 60.0  # seconds
 
 
 class Person(NamedTuple):
-    """Who looks at the console."""
+    """A viewer of the console."""
 
     name: str
     may_act: bool
 
 
 class Guard:
-    """ASGI middleware: refuses names that are not the console's, and gives each answer its security headers.
+    """ASGI middleware: refuses host names that are not the console's, and adds security headers to each response.
 
     A page from elsewhere can make a browser resolve its own name to 127.0.0.1 (DNS rebinding): hence the names.
     """
@@ -82,7 +82,7 @@ class Access:
         self._failed: deque[float] = deque(maxlen=_TRIES)
 
     def person(self, request: Request) -> Person | None:
-        """Return who asks, None if that is not known yet."""
+        """Return the viewer, None if unknown yet."""
         if (header := self._settings.cdc_console_user_header) is not None:
             name = request.headers.get(header, "").strip()
             return Person(name[:100], may_act=True) if name else None
@@ -92,7 +92,7 @@ class Access:
         return Person(session["name"], session["may_act"]) if "name" in session else None
 
     def enter(self, request: Request, name: str, password: str) -> Person | None:
-        """Return who has this password, and remember that; None if nobody has. Raise HTTPException 429."""
+        """Return the viewer with this password, and remember it; None if there is none. Raise HTTPException 429."""
         now = monotonic()
         if len(self._failed) == _TRIES and now - self._failed[0] < _WITHIN:
             raise HTTPException(429, "Too many wrong passwords. Try again in a minute.")
@@ -111,12 +111,12 @@ class Access:
 
     @staticmethod
     def leave(request: Request) -> None:
-        """Forget who it is."""
+        """End the session."""
         request.session.clear()
 
     @staticmethod
     def token(request: Request) -> str:
-        """Return what each form of this session has to send."""
+        """Return the token that each form of this session has to send."""
         return str(request.session.setdefault("token", secrets.token_urlsafe(24)))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a person does in the console: the commands of the command line, given by the same means and recorded."""
+"""Actions in the console: the same commands as on the command line, sent the same way and recorded."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ _BY_LISTENER: Final = frozenset(
 
 
 class Done(NamedTuple):
-    """What came of it, in words."""
+    """The result, as text."""
 
     words: str
     went_well: bool = True
 
 
 class UnknownActionError(CDCError):
-    """The console knows no such action."""
+    """The console has no such action."""
 
 
 class Actions:
-    """Does what a form asks for."""
+    """Runs the action of a form."""
 
     def __init__(self, settings: ListenerSettings, facts: Facts) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class Actions:
         }
 
     def do(self, verb: str, form: FormData, who: str) -> Done:
-        """Do it, and record who did. Raise CDCError if it cannot be done."""
+        """Run it, and record who did it. Raise CDCError if it is not possible."""
         try:
             if verb == "backfill":
                 return self._give("backfill", self._backfill(form), who)
@@ -96,7 +96,7 @@ class Actions:
             CommandQueue(redis, self._facts.name).note(command, result)
 
     def _give(self, verb: str, arguments: Mapping[str, Any], who: str) -> Done:
-        """Give a command to the listener, and wait for what comes of it."""
+        """Send a command to the listener, and wait for the result."""
         command = Command(verb=verb, arguments=arguments, who=who)
         with self._facts.stores.opened() as redis:
             queue = CommandQueue(redis, self._facts.name)
@@ -105,7 +105,7 @@ class Actions:
             while (outcome := queue.outcome(command)) is None:
                 if time.monotonic() >= end and queue.withdraw(command):
                     error = CommandRefusedError(
-                        f"No listener did it within {_WAIT:g} seconds, so the command was withdrawn.",
+                        f"No listener accepted the command within {_WAIT:g} seconds, so it was withdrawn.",
                         code="no_listener",
                     )
                     queue.note(command, error)
@@ -115,7 +115,7 @@ class Actions:
         return Done(f"{outcome.result}{more}", went_well=not outcome.is_refused)
 
     def _backfill(self, form: FormData) -> dict[str, Any]:
-        """Return the arguments of a backfill; raise CDCError if the table cannot be read so."""
+        """Return the arguments of a backfill. Raise CDCError if the table cannot be read this way."""
         where, names = _text(form, "where") or None, [str(each) for each in form.getlist("route")]
         schema, table = with_schema(self._settings, _text(form, "table"))
         plan = plan_backfill(self._settings, schema, table, where, _CHUNK)
@@ -133,7 +133,7 @@ class Actions:
         }
 
     def _replay(self, form: FormData) -> dict[str, Any]:
-        """Return the arguments of a replay; raise CDCError if it cannot be done."""
+        """Return the arguments of a replay. Raise CDCError if it is not possible."""
         names = [str(each) for each in form.getlist("route")]
         if not names:
             raise UnknownActionError(
@@ -236,11 +236,13 @@ def _rate(form: FormData) -> float | None:
         rate = 0.0
     if rate is not None and not _LEAST_RATE <= rate < float("inf"):
         raise UnknownActionError(
-            f"{text!r} is no rate.", hint=f"Write e.g. 1000; the least is {_LEAST_RATE:g}.", code="not_a_rate"
+            f"{text!r} is not a rate.",
+            hint=f"Write e.g. 1000; the least is {_LEAST_RATE:g}.",
+            code="not_a_rate",
         )
     return rate
 
 
 def _summed(outcomes: list[tuple[bool, str]], verb: str) -> Done:
-    """Return one sentence for many."""
+    """Return one sentence for many results."""
     return Done(summed(outcomes, verb), went_well=all(went_well for went_well, _ in outcomes))

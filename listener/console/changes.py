@@ -1,4 +1,4 @@
-"""What came last, what it fired and why not: recent changes, with their values from the journal if there is one."""
+"""Recent changes, what they fired or why not, with their values from the journal if there is one."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 __all__ = ["ChangePages", "Fate", "fates_of"]
 
 _SHOWN: Final = 100
-_LOOKED_AT: Final = 20_000  # changes at the end of the journal, where nothing is asked for
+_LOOKED_AT: Final = 20_000  # changes at the end of the journal, if nothing is selected
 _LONGEST_VALUE: Final = 200  # characters
 _LONGEST_LOOK: Final = 1.0  # seconds for values from the journal
 _ASKED: Final = ("table", "event", "row", "who", "since", "until")
-_FOR_SOME: Final = ("row", "who")  # a person who may not see rows could guess them with these
+_FOR_SOME: Final = ("row", "who")  # with these, someone who may not see rows could guess them
 _EVENTS: Final = tuple(each.value for each in EventType if each not in {EventType.ALL, EventType.READ})
 
 
 class Fate(NamedTuple):
-    """What one route makes of a change."""
+    """The outcome of one route for a change."""
 
     task: str
     fires: bool
@@ -56,12 +56,12 @@ class _Line(NamedTuple):
 
 
 class _RecentLine(NamedTuple):
-    """A recent change, or what is not here."""
+    """A recent change, or changes that are not noted."""
 
     left_out: str  # empty: it is a change
     change: NotedChange | None
     table: str
-    row: str  # empty: it is not known, or not for this person
+    row: str  # empty: unknown, or not for this viewer
     row_query: str  # finds all changes of the row
     context: Sequence[tuple[str, str]]  # a value of it, and the query that finds all with it
     difference: Sequence[tuple[str, str, str]]  # from the journal
@@ -140,7 +140,7 @@ class ChangePages:
         )
 
     def _values(self, page: Page, sought: Sought) -> Mapping[str, JournalledChange]:
-        """Return those of the page's changes that the journal has, by their ids: as many as are found at once."""
+        """Return the page's changes from the journal, by id: as many as are found quickly."""
         changes = [each for _, each in page.entries if isinstance(each, NotedChange)]
         if self._settings.cdc_journal is None or not changes:
             return {}
@@ -163,7 +163,7 @@ class ChangePages:
                     found[change.id] = change
                 if len(found) == len(wanted) or monotonic() > until:
                     break
-        except CDCError:  # the page is right without them
+        except CDCError:  # the page is correct without them
             return {}
         return found
 
@@ -228,7 +228,7 @@ def _column_and_value(text: str) -> tuple[str, str]:
 
 
 def _time(text: str) -> datetime | None:
-    """Return the time that a person wrote: minutes ago, or ISO 8601. Raise CDCError."""
+    """Parse a time: minutes ago, or ISO 8601. Raise CDCError."""
     if not text:
         return None
     if text.isdecimal():
@@ -237,7 +237,7 @@ def _time(text: str) -> datetime | None:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         raise CDCError(
-            f"{text!r} is no time.", hint="Write minutes, e.g. 30, or 2026-11-26T14:00.", code="not_a_time"
+            f"{text!r} is not a time.", hint="Write minutes, e.g. 30, or 2026-11-26T14:00.", code="not_a_time"
         ) from None
 
 
@@ -259,7 +259,7 @@ def _text(value: Any) -> str:
 
 
 def fates_of(change: JournalledChange, router: BinlogRouter) -> Iterator[Fate]:
-    """Yield what each route that names the change's table makes of it, as the routes are now."""
+    """Yield the outcome of each route for the change's table, as the routes are now."""
     if change.is_unreadable:
         return
     for verdict in explain(router, change):

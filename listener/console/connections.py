@@ -1,4 +1,4 @@
-"""The console's connections: kept and given out in turn, a few at most, and dropped when they fail."""
+"""The console's connections: a small pool, dropped when they fail."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stores:
             if monotonic() - since > _OLD:
                 redis.close()
             if not _answers(redis):
-                since = monotonic()  # it connects again with the next command
+                since = monotonic()  # it reconnects with the next command
             try:
                 yield redis
             except BrokerAwayError as error:
@@ -57,7 +57,7 @@ class Stores:
                 self._idle.append((redis, since))
 
     def close(self) -> None:
-        """Close those that nobody uses."""
+        """Close the unused connections."""
         while self._idle:
             self._idle.pop()[0].close()
 
@@ -82,9 +82,9 @@ class BrokerConnection:
         self._kept: Any = None
 
     def ask(self, read: Callable[[Any], T]) -> T:
-        """Return what `read` makes of the connection; a kept one that has died is tried once more.
+        """Return the result of `read` for the connection; if an old connection has failed, retry once.
 
-        Raises CDCError with the code broker_away.
+        Raise CDCError with the code broker_away.
         """
         with self._lock:
             if self._kept is not None:
@@ -127,5 +127,5 @@ class BrokerConnection:
     def _drop(self) -> None:
         self._kept = None
         stack, self._stack = self._stack, ExitStack()
-        with suppress(Exception):  # it is gone anyway
+        with suppress(Exception):  # it is lost anyway
             stack.close()

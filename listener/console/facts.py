@@ -1,6 +1,6 @@
-"""What the pages show, read where it is: the checkpoint's Redis, the broker, the cache and the database's catalogue.
+"""The data of the pages, from the checkpoint's Redis, the broker, the cache and the database's catalogue.
 
-Each part is read by itself. One that does not answer leaves its error in its place, and the others are shown.
+Each part is read separately. If a server does not answer, its part shows the error, and the others are shown.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ T = TypeVar("T")
 _REFRESH: Final = "cdc_tasks.refresh_master_cache"
 _FRESH: Final = 1.5  # seconds in which several viewers get one answer
 MOST: Final = 100  # lines of a table on a page
-_LOOKED_AT: Final = 1_000  # of what is kept without an order: the newest of these are shown
+_LOOKED_AT: Final = 1_000  # of unordered records: the newest of these are shown
 
 
 class Part(NamedTuple, Generic[T]):
-    """What was read, or why it was not."""
+    """The data read, or the error."""
 
     value: T | None
     error: str | None = None
@@ -71,7 +71,7 @@ class Part(NamedTuple, Generic[T]):
 
 
 class Some(NamedTuple, Generic[T]):
-    """Some of what there is, up to the lines of a page."""
+    """Some records, up to the lines of a page."""
 
     shown: Sequence[T]
     total: int
@@ -83,7 +83,7 @@ class Some(NamedTuple, Generic[T]):
 
 
 class Health(NamedTuple):
-    """How it is, in one sentence."""
+    """The state in one sentence."""
 
     word: str  # "well", "warning" or "bad"
     sentence: str
@@ -94,35 +94,35 @@ class CachedKey(NamedTuple):
 
     name: str
     size: int  # bytes
-    rows: int | None  # None: the worker that wrote it was an older one
+    rows: int | None  # None: written by an older version
 
 
 class CachedTable(NamedTuple):
     """A table of the master cache."""
 
     table: str
-    last: LastWrite | None  # None: no refresh has written, or Redis has lost that
-    keys: Sequence[CachedKey]  # that are there
+    last: LastWrite | None  # None: no refresh yet, or Redis has lost it
+    keys: Sequence[CachedKey]  # that exist
 
     @property
     def by_task(self) -> str | None:
-        """The id of the task that wrote last; None: a command did, or it is not known."""
+        """The id of the task that wrote last; None: a command, or unknown."""
         by = self.last.note.by if self.last is not None and self.last.note is not None else "@"
         return None if "@" in by else by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteState:
-    """A route, and what is in force for it."""
+    """A route, and the commands in force for it."""
 
     described: Mapping[str, str]
     paused_by: str | None
     skipped_until: str | None
     parked: int
     letters: int
-    has_more_parked: bool  # than were counted
+    has_more_parked: bool  # than counted
     rate: RouteRate
-    waiting: int | None  # messages in its queue; None: not known
+    waiting: int | None  # messages in its queue; None: unknown
 
 
 class _Fresh(Generic[T]):
@@ -154,7 +154,7 @@ def _part(read: Callable[[], T]) -> Part[T]:
 
 
 class Facts:
-    """All that the pages ask for; safe for several threads."""
+    """Everything that the pages need; safe for several threads."""
 
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
@@ -185,22 +185,22 @@ class Facts:
 
     @property
     def is_shipped_app(self) -> bool:
-        """Whether the workers run cdc-tasks' own application, the help desk, and not somebody else's."""
+        """Whether the workers run cdc-tasks' own application, the help desk, and not a user's."""
         return self._settings.cdc_app is None
 
     @cached_property
     def router(self) -> BinlogRouter:
-        """The routes, as the files had them when they were first asked for. Raises RouteError and others."""
+        """The routes, as of their first use. Raises RouteError and others."""
         return router_for(self._settings)
 
     def forget(self) -> None:
-        """Read all again: a person has changed something."""
+        """Read everything again, after an action."""
         for each in vars(self).values():
             if isinstance(each, _Fresh):
                 each.forget()
 
     def routes(self) -> Part[list[RouteState]]:
-        """Return the routes with what is in force for each."""
+        """Return the routes with the commands in force for each."""
         return _part(self._routes)
 
     def _routes(self) -> list[RouteState]:
@@ -224,11 +224,11 @@ class Facts:
         ]
 
     def descriptions(self) -> Mapping[str, Mapping[str, str]]:
-        """Return each route as words, by its id; nothing if the routes cannot be loaded."""
+        """Return each route as text, by id; empty if the routes cannot be loaded."""
         return _part(lambda: {route.id: described for route, described in self._described()}).value or {}
 
     def described_route(self, name: str) -> Mapping[str, str]:
-        """Return the route with this id as words; raises CDCError."""
+        """Return the route with this id as text. Raise CDCError."""
         for route, described in self._described():
             if route.id == name:
                 return described
@@ -290,14 +290,14 @@ class Facts:
         return Some(found[:MOST], total, len(found))
 
     def _counted_parked(self) -> tuple[Mapping[str, int], bool]:
-        """Return how many are parked of each task, and whether there are more."""
+        """Return the number of parked changes per task, and whether there are more."""
         with self.stores.opened() as redis:
             store = ParkedStore(redis, self.name)
             found = Counter(each.task for each in islice(store, _LOOKED_AT))
             return found, found.total() == _LOOKED_AT and store.count() > _LOOKED_AT
 
     def parked_change(self, name: str) -> ParkedChange:
-        """Return one parked change; raises NotParkedError and others."""
+        """Return one parked change. Raise NotParkedError and others."""
         with self.stores.opened() as redis:
             return ParkedStore(redis, self.name).get(name)
 
@@ -313,7 +313,7 @@ class Facts:
         return Some(found, max(total, len(found)), total)
 
     def waiting_for(self, keys: Iterable[str]) -> Mapping[str, int]:
-        """Return how many messages wait for each of these keys; nothing if the broker does not answer."""
+        """Return the number of messages waiting for each of these keys; empty if the broker does not answer."""
 
         def read(kombu: Any) -> dict[str, int]:
             groups = groups_on(kombu)
@@ -374,7 +374,7 @@ def _queue_of(app: Celery, task: str, queue: str | None) -> str:
 
 
 def health(status: Part[Status], letters: int, held: int) -> Health:
-    """Say in one sentence how it is."""
+    """Return the state in one sentence."""
     if status.value is None:
         return Health("bad", f"Not known: {status.error}")
     found = status.value
@@ -390,4 +390,4 @@ def health(status: Part[Status], letters: int, held: int) -> Health:
     ]
     if waiting:
         return Health("warning", f"A listener reads. {' and '.join(waiting)}.")
-    return Health("well", "All is well: a listener reads, and nothing waits for a person.")
+    return Health("well", "All is well: a listener reads, and nothing needs a person.")

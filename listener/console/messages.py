@@ -1,7 +1,7 @@
 """Who got what, by which service, after which tries, and what is held back: the workers' record of messages.
 
 Names come from the application's database, in one query by an index for a page, with the rights that workers have.
-Where that has no such tables, or does not answer, the page has the numbers of accounts.
+If it has no such tables, or does not answer, the page shows the numbers of accounts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _STATES: Final = (SENT, GAVE_UP, NOT_SENT)
 
 
 class _People(NamedTuple):
-    """Whose the accounts on a page are."""
+    """The owners of the accounts on a page."""
 
     by_account: Mapping[int, Owner]
-    asked: Owner | None = None  # the person whom the page is about
+    asked: Owner | None = None  # the person of the page
     trouble: tuple[str, str | None] | None = None  # why there are no names
 
 
@@ -47,7 +47,7 @@ class MessagePages:
         self._facts = facts
 
     def shown(self, request: Request, *, may_see: bool) -> Mapping[str, Any]:
-        """Return the values for the page with the list; raises CDCError if Redis does not answer."""
+        """Return the values for the page with the list. Raise CDCError if Redis does not answer."""
         asked = {
             name: request.query_params.get(name, "").strip()
             for name in ("person", "service", "state", "behind")
@@ -80,7 +80,7 @@ class MessagePages:
         }
 
     def one(self, request: Request, *, may_see: bool) -> Mapping[str, Any]:
-        """Return the values for the page of one message; raises CDCError."""
+        """Return the values for the page of one message. Raise CDCError."""
         name = request.path_params["id"]
         entry: Entry | HeldBack | None = message_record.find(name) or message_record.find_held(name)
         if entry is None:
@@ -113,7 +113,7 @@ class MessagePages:
     def _people(
         person: Owner | None, trouble: tuple[str, str | None] | None, notes: Sequence[MessageNote]
     ) -> _People:
-        """Return the people of a page: one query, unless that for the person whom it is about was one."""
+        """Return the people of a page: one query, unless the page is about one known person."""
         if person is not None:
             return _People({account.id: person for account in person.accounts}, person)
         if trouble is not None:
@@ -126,7 +126,7 @@ class MessagePages:
             return _People({}, None, (error.message, error.hint))
 
     def _behind(self, held: Sequence[HeldBack]) -> Mapping[int, int]:
-        """Return how many messages wait behind one that is held back, by account: an account's come in order."""
+        """Return how many messages wait after a held-back one, by account: messages to an account come in order."""
         accounts = {each.note.account_id for each in held[:_SHOWN]}
         keys = {account: key_of("account", account) for account in accounts}
         waiting = self._facts.waiting_for(keys.values()) if keys else {}

@@ -1,4 +1,4 @@
-"""The pages of the console, and what their forms do."""
+"""The pages of the console, and the actions of their forms."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Page = Callable[["Request", Person], tuple[str, Mapping[str, Any]]]
 
 
 class _Console:
-    """What all pages share."""
+    """The common parts of all pages."""
 
     def __init__(self, settings: ListenerSettings, console: ConsoleSettings) -> None:
         self._settings = settings
@@ -75,7 +75,7 @@ class _Console:
         self._templates.env.filters.update(ago=_ago, ahead=_ahead, size=_size, seconds=_seconds, rate=_rate)
 
     def page(self, make: Page) -> Callable[[Request], Any]:
-        """Return an endpoint that shows a page to those who may see it."""
+        """Return an endpoint that shows a page to permitted viewers."""
 
         async def endpoint(request: Request) -> Response:
             person = self.access.person(request)
@@ -115,7 +115,7 @@ class _Console:
     def overview(self, request: Request, _person: Person) -> tuple[str, Mapping[str, Any]]:
         hours, samples = _chosen_hours(request), list[Sample]()
         status, letters, keys = self.facts.status(), self.facts.letter_counts(), self.facts.key_count()
-        with suppress(CDCError):  # the page says of the same Redis that it is away
+        with suppress(CDCError):  # the page reports the same unavailable Redis
             samples = self.samples.read(hours)
         return "overview.html", {
             "view": "overview",
@@ -214,18 +214,18 @@ class _Console:
         }
 
     async def find(self, request: Request) -> Response:
-        """Lead to what a person has written into the field at the top."""
+        """Redirect to the page for the text in the search field."""
         if self.access.person(request) is None:
             return RedirectResponse("/login", status_code=303)
         words = request.query_params.get("q", "").strip()[:300]
         try:
             place = await run_in_threadpool(place_of, words, self.facts)
-        except CDCError:  # the routes cannot be loaded: no table is known
+        except CDCError:  # the routes cannot be loaded: no tables are known
             place = place_of_id(words)
         return RedirectResponse(place, status_code=303)
 
     async def login(self, request: Request) -> Response:
-        """Show the form, or take it."""
+        """Show the form, or process it."""
         if request.method == "GET":
             return self._shown(request, "login.html", {}, None)
         form = await request.form()
@@ -243,7 +243,7 @@ class _Console:
         return RedirectResponse("/login", status_code=303)
 
     async def act(self, request: Request) -> Response:
-        """Do what a form asks for, and go back to its page."""
+        """Run the action of a form, and return to its page."""
         person = self.access.person(request)
         form = await request.form()
         self.access.check_form(request, form)
@@ -261,7 +261,7 @@ class _Console:
         )
 
     async def failed(self, request: Request, error: Exception) -> Response:
-        """Show an error of HTTP as a page."""
+        """Show an HTTP error as a page."""
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = error.detail if isinstance(error, HTTPException) else "The console has failed: see its log."
         values = {"error": "There is no such page." if status == 404 else detail, "hint": None}
@@ -269,13 +269,13 @@ class _Console:
 
 
 def _start(request: Request) -> int:
-    """Return with which line of a long table the page begins."""
+    """Return the first line of a long table to show."""
     given = request.query_params.get("from", "")
     return int(given) if given.isdecimal() and len(given) < 9 else 0
 
 
 def _is_asked_for(outcome: Outcome, asked: Mapping[str, str], *, may_see: bool) -> bool:
-    """Return whether an entry of the record is by who is asked for, and does what or is about what is."""
+    """Return whether an entry of the record matches the person and the command or subject."""
     command, what = outcome.command, asked["what"].lower()
     told = [command.verb, command.verb.replace("_", " ")]
     if may_see or command.verb != "key_skip":
@@ -341,7 +341,7 @@ def make_console(settings: ListenerSettings, console: ConsoleSettings) -> Starle
 
 
 def _ago(moment: str | datetime | None) -> str:
-    """Return how long ago it was, in words."""
+    """Return how long ago it was, as text."""
     if moment is None:
         return ""
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
@@ -349,20 +349,20 @@ def _ago(moment: str | datetime | None) -> str:
 
 
 def _ahead(moment: datetime) -> str:
-    """Return in how long it will be, in words."""
+    """Return the time until then, as text."""
     seconds = (moment - datetime.now(UTC)).total_seconds()
     return f"in {_seconds(seconds)}" if seconds > 0 else "now"
 
 
 def _rate(number: float | None) -> str:
-    """Return how often a second something happens: 0, 0.3, 12, 1,250."""
+    """Return a rate per second: 0, 0.3, 12, 1,250."""
     if number is None:
         return "not known"
     return f"{number:,.0f}" if number >= 10 or not number else f"{number:.1f}" if number >= 0.1 else "< 0.1"
 
 
 def _seconds(seconds: float | None) -> str:
-    """Return a time in words: 0.2 s, 3 min, 2:05:00."""
+    """Return a duration as text: 0.2 s, 3 min, 2:05:00."""
     if seconds is None:
         return "not known"
     if seconds < 10:
@@ -375,7 +375,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _size(number: int | None) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes as text."""
     if number is None:
         return "not known"
     size = float(number)

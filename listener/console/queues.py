@@ -1,4 +1,4 @@
-"""How much waits at the broker, since when, and who takes it."""
+"""The messages waiting at the broker, their age, and their consumers."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class QueueLength(NamedTuple):
 
     name: str
     length: int | None  # None: the broker does not have it yet
-    oldest: float | None  # seconds since its oldest message came; None: not known
-    consumers: int | None  # workers that take from it; None: not known (yet)
+    oldest: float | None  # age of its oldest message in seconds; None: unknown
+    consumers: int | None  # workers that consume it; None: unknown (yet)
     set_aside: int
 
 
 class Queues:
-    """Reads the queues of the settings and of the routes, on connections that it keeps."""
+    """Reads the queues of the settings and the routes, on persistent connections."""
 
     def __init__(self, settings: ListenerSettings, app: Celery, broker: BrokerConnection) -> None:
         self._app = app
@@ -64,7 +64,7 @@ class Queues:
     def read(
         self, routes: Sequence[Route], aside: Mapping[str, int], rates: Iterable[RateSample]
     ) -> list[QueueLength]:
-        """Return them by name; `aside`: how many messages are beside each, `rates`: what was published lately.
+        """Return them by name; `aside`: messages set aside for each, `rates`: recently published messages.
 
         Raises CDCError.
         """
@@ -105,18 +105,18 @@ class Queues:
 
 
 def _twice(read: Callable[[], Any]) -> Any:
-    """Return what `read` returns; once more if the session that it kept has ended. Raise CDCError."""
+    """Return the result of `read`; retry once if the old session has ended. Raise CDCError."""
     try:
         try:
             return read()
         except BrokerAwayError:
             return read()
-    except (RedisError, OperationalError, OSError) as error:  # of the first look, before there is a session
+    except (RedisError, OperationalError, OSError) as error:  # of the first read, before there is a session
         raise CDCError(f"The broker did not answer: {error}", hint=STORE_AWAY, code="broker_away") from error
 
 
 class Consumers:
-    """How many workers take from each queue, on a broker that does not say: the workers are asked now and then."""
+    """The number of consumers per queue, for a broker that does not report it: queries the workers at times."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -125,7 +125,7 @@ class Consumers:
         self._lock = Lock()
 
     def of(self, queue: str) -> int | None:
-        """Return what the workers said last; None: they have not been asked yet, which begins now."""
+        """Return the workers' last answer; None: they have not been queried yet, which starts now."""
         with self._lock:
             if monotonic() - self._asked_at > _ASK_EVERY:
                 self._asked_at = monotonic()
@@ -143,7 +143,7 @@ class Consumers:
 
 
 class _Published:
-    """How much each route has published since the console began, as far as the rates say."""
+    """The messages published per route since the console's start, according to the rates."""
 
     def __init__(self) -> None:
         self._total: Final = Counter[str]()

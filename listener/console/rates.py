@@ -1,4 +1,4 @@
-"""What each route does a second, now and over the last hour, from what the listener wrote."""
+"""The rates of each route, now and over the last hour, from the listener's samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_RATE", "Rates", "RouteRate", "rates_of"]
 
-_FRESH: Final = 5 * EVERY  # seconds; an older sample says nothing about now
+_FRESH: Final = 5 * EVERY  # seconds; an older sample is not current
 _HOUR: Final = 3600.0
 _MINUTES: Final = 60
 _WIDTH: Final = 120
@@ -23,11 +23,11 @@ _HEIGHT: Final = 20
 class RouteRate(NamedTuple):
     """One route; all of them together have one too."""
 
-    tasks_now: float | None  # a second; None: not known
-    changes_now: float | None  # a second, fired or not
+    tasks_now: float | None  # per second; None: unknown
+    changes_now: float | None  # per second, fired or not
     tasks: int  # in the last hour
     parked: int  # the same
-    points: str  # of a polyline in 120 by 20: tasks a minute in the last hour
+    points: str  # of a polyline in 120 by 20: tasks per minute in the last hour
 
 
 class Rates(NamedTuple):
@@ -35,7 +35,7 @@ class Rates(NamedTuple):
 
     all: RouteRate
     by_route: Mapping[str, RouteRate]  # by the route's id
-    is_counted: bool  # a listener has written lately
+    is_counted: bool  # a listener has written recently
 
     @property
     def busiest(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""How far the listener was over the last hours: one line in Redis every ten seconds while a console runs."""
+"""The listener's progress over the last hours: one line in Redis every ten seconds while a console runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEIGHT: Final = 100
 
 
 class Sample(NamedTuple):
-    """How it was at one moment; None: not known."""
+    """The state at one moment; None: unknown."""
 
     at: float  # seconds since 1970
     lag_seconds: float | None
@@ -96,7 +96,7 @@ class Samples:
         return Sample(time(), status.lag_seconds, source.lag_bytes, source.retained_bytes, reads)
 
     def _look(self) -> None:
-        """Say that a console looks, so that the listener counts."""
+        """Report that a console is open, so that the listener counts."""
         with self._facts.stores.opened() as redis:
             redis.ask(watching_commands(redis, self._settings.cdc_name))
 
@@ -109,7 +109,7 @@ class Samples:
 
 
 def graph_of(samples: Sequence[Sample], hours: float, now: float) -> Graph:
-    """Return the graph of the lag in seconds; what is not known is a gap."""
+    """Return the graph of the lag in seconds; unknown values are gaps."""
     known = [each.lag_seconds for each in samples if each.lag_seconds is not None]
     highest = max([1.0, *known])
     begin = now - hours * 3600

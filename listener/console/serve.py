@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 def serve(settings: ListenerSettings, console: ConsoleSettings) -> None:
-    """Serve it until SIGTERM or Ctrl-C. Raise ConsoleRefusedError if the address cannot be had."""
+    """Serve it until SIGTERM or Ctrl-C. Raise ConsoleRefusedError if the address cannot be used."""
     address = console.address
     app = make_console(settings, console)
     with _bound(address) as listening:
@@ -46,7 +46,7 @@ def _bound(address: Address) -> socket.socket:
         )
     except OSError as error:
         raise ConsoleRefusedError(
-            f"CDC_CONSOLE_ADDRESS={address.host}:{address.port} cannot be had: {error.strerror or error}.",
+            f"CDC_CONSOLE_ADDRESS={address.host}:{address.port} cannot be used: {error.strerror or error}.",
             hint="Another console may run there already. Choose another port: --address 127.0.0.1:5557",
             code="console_address",
         ) from error

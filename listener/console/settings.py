@@ -16,7 +16,7 @@ _LOOPBACK_NAMES: Final = frozenset({"localhost"})
 
 
 class ConsoleRefusedError(CDCError):
-    """The console does not start as it is set up."""
+    """The console cannot start with its settings."""
 
 
 class Address(NamedTuple):
@@ -27,11 +27,12 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `host:port`, `[ipv6]:port` or `:port`; raise ConsoleRefusedError."""
+        """Parse `host:port`, `[ipv6]:port` or `:port`. Raise ConsoleRefusedError."""
         host, colon, port = text.rpartition(":")
         if not colon or not port.isdecimal() or not 0 < int(port) < 65_536:
             raise ConsoleRefusedError(
-                f"CDC_CONSOLE_ADDRESS={text} is no address.", hint="Write e.g. 127.0.0.1:5556 or [::1]:5556."
+                f"CDC_CONSOLE_ADDRESS={text} is not an address.",
+                hint="Write e.g. 127.0.0.1:5556 or [::1]:5556.",
             )
         return cls(host.strip("[]") or "127.0.0.1", int(port))
 
@@ -52,17 +53,17 @@ class Address(NamedTuple):
 
 
 class ConsoleSettings(Settings):
-    """All settings of the console; the listener's own say which listener it is about."""
+    """All settings of the console; the listener's settings define which listener it shows."""
 
     cdc_console_address: str = Field(
         "127.0.0.1:5556",
         description="Where the console listens, as host:port. Another host than this machine's own needs a password.",
     )
     cdc_console_password: SecretStr | None = Field(
-        None, min_length=8, description="Who has it sees the console, and acts there."
+        None, min_length=8, description="Anyone who has it sees the console, and acts there."
     )
     cdc_console_read_password: SecretStr | None = Field(
-        None, min_length=8, description="Who has it sees the console without rows, and cannot act."
+        None, min_length=8, description="Anyone who has it sees the console without rows, and cannot act."
     )
     cdc_console_hosts: str = Field(
         "",
@@ -72,7 +73,7 @@ class ConsoleSettings(Settings):
         None,
         pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
         description="The header in which a proxy names the person it has let in, e.g. X-Forwarded-User. Only for a "
-        "console that nobody reaches but the proxy.",
+        "console that only the proxy can reach.",
     )
     cdc_flower_url: str | None = Field(
         None, pattern=r"^https?://", description="Where Flower is, for links from the console to its tasks."
@@ -91,12 +92,12 @@ class ConsoleSettings(Settings):
 
     @property
     def has_door(self) -> bool:
-        """Whether a person has to show who it is."""
+        """Whether a person has to log in."""
         return bool(self.cdc_console_password or self.cdc_console_user_header)
 
 
 def check_exposure(settings: ConsoleSettings) -> None:
-    """Raise ConsoleRefusedError if others than this machine would reach it without a password."""
+    """Raise ConsoleRefusedError if other machines could reach it without a password."""
     if not settings.address.is_loopback and not settings.has_door:
         raise ConsoleRefusedError(
             f"CDC_CONSOLE_ADDRESS={settings.cdc_console_address} can be reached from elsewhere without a password.",
@@ -105,7 +106,7 @@ def check_exposure(settings: ConsoleSettings) -> None:
         )
     if settings.cdc_console_read_password and not settings.has_door:
         raise ConsoleRefusedError(
-            "CDC_CONSOLE_READ_PASSWORD is set, and anyone may act: CDC_CONSOLE_PASSWORD is not set.",
+            "CDC_CONSOLE_READ_PASSWORD is set, but anyone may act: CDC_CONSOLE_PASSWORD is not set.",
             hint="Set both.",
             code="console_exposed",
         )

@@ -1,4 +1,4 @@
-"""One task: where it is, and which change it came from; and the field that finds a task, a row or a table."""
+"""One task: where it is, and the change that fired it; and the search for a task, a row or a table."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskPages", "place_of", "place_of_id"]
 
-_ROUTE_ID: Final = re.compile(r"-([0-9a-f]{8})$")  # behind the change's id, in that of a task
-_KEY_COLUMNS: Final = ("id",)  # by which a row is found again, if its key is not known
+_ROUTE_ID: Final = re.compile(r"-([0-9a-f]{8})$")  # after the change's id, in a task's id
+_KEY_COLUMNS: Final = ("id",)  # to find a row again if its key is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Origin:
-    """The change that a task came from."""
+    """The change that fired a task."""
 
     event: str
     table: str
@@ -48,14 +48,14 @@ class _Origin:
 
 
 class TaskPages:
-    """Finds what is known of a task: among what failed, among what is parked, and in the history of changes."""
+    """Finds a task: among the failed ones, the parked ones, and in the history of changes."""
 
     def __init__(self, settings: ListenerSettings, facts: Facts) -> None:
         self._settings = settings
         self._facts = facts
 
     def shown(self, task_id: str) -> Mapping[str, Any]:
-        """Return the values for the page. What cannot be read leaves its error in its place."""
+        """Return the values for the page. A part that cannot be read shows its error."""
         parked, letter = self._parked(task_id), _letter(task_id)
         route = _route_of(task_id, self._facts.router)
         origin, looked = (
@@ -78,7 +78,7 @@ class TaskPages:
             return None
 
     def _origin(self, task_id: str) -> tuple[_Origin | None, str]:
-        """Return the change among recent ones, else in the journal or the binlog; and where it is not."""
+        """Return the change from the recent ones, or else the journal or the binlog; and where it was not found."""
         try:
             with closing(recent_reader(self._settings)) as reader:
                 sought = Sought(ids=frozenset({task_id, _ROUTE_ID.sub("", task_id)}))
@@ -132,7 +132,7 @@ def _route_of(task_id: str, router: BinlogRouter) -> Route | None:
 
 
 def _fates(change: Change, router: BinlogRouter) -> Iterator[Told]:
-    """Yield what the routes as they are now make of the change."""
+    """Yield the outcomes of the change with the current routes."""
     for verdict in explain(router, change):
         if verdict.outcome is not Outcome.TABLE:
             why = f"{verdict.reason} ({verdict.place})" if verdict.place else verdict.reason
@@ -146,7 +146,7 @@ def _page_of_row(table: str, row: Mapping[str, Any], columns: tuple[str, ...]) -
 
 
 def place_of(words: str, facts: Facts) -> str:
-    """Return the page for what a person looks for: the id of a task or change, a table, or a row. Raises CDCError."""
+    """Return the page for a search: the id of a task or change, a table, or a row. Raise CDCError."""
     table, _, row = words.replace("#", " ").partition(" ")
     tables = {name for each in facts.router.routes for name in (each.table, f"{each.schema}.{each.table}")}
     if row.strip() or table in tables:

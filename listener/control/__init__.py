@@ -1,1 +1,1 @@
-"""What a person tells a listener that runs: where such commands wait, who gave them, and what came of them."""
+"""Commands to a running listener: their queue, who gave them, and their results."""

@@ -1,8 +1,8 @@
-"""Backfills: which wait, which one is being done, and how far it is.
+"""Backfills: the waiting ones, the running one, and its progress.
 
-A backfill's definition and its progress are in a Redis hash beside the checkpoint. The progress is written in the step
-that publishes a chunk: on Redis both are there, or neither. So a listener that takes over goes on behind the last chunk
-that was published.
+A backfill's definition and progress are in a Redis hash, next to the checkpoint. The progress is written in the step
+that publishes a chunk: on Redis both are written, or neither. So a listener that takes over continues after the last
+published chunk.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = [
 log = structlog.get_logger()
 
 _KEPT: Final = 100  # backfills that have ended
-_AGAIN_AFTER: Final = 1.0  # seconds, after a connection was lost
-_LOOK_EVERY: Final = 0.2  # seconds between two looks at queues that are too full
-_PARTS: Final = 4  # chunks in a second, at most, if there is a rate
+_AGAIN_AFTER: Final = 1.0  # seconds, after a lost connection
+_LOOK_EVERY: Final = 0.2  # seconds between two checks of queues that are too full
+_PARTS: Final = 4  # maximum chunks per second, if there is a rate
 
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
@@ -54,20 +54,20 @@ _ENDED: Final = frozenset({DONE, CANCELLED, FAILED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backfill:
-    """What a person asked for, and what became of that."""
+    """A requested backfill, and its state."""
 
     id: str
     schema: str
     table: str
     where: str | None
     routes: tuple[str, ...]  # ids of the routes that get the rows
-    rate: float | None  # rows a second; None: as many as there is room for
+    rate: float | None  # rows per second; None: as many as there is room for
     chunk: int  # rows
-    estimate: int | None  # rows in the table when it was asked for
+    estimate: int | None  # rows in the table at the time of the request
     who: str
     at: str
     state: str = (
-        WAITING  # waiting, paused, cancelled or failed; its progress says whether it runs, or is done
+        WAITING  # waiting, paused, cancelled or failed; the progress shows whether it is running or done
     )
     error: str | None = None  # why it failed
     code: str | None = None
@@ -75,7 +75,7 @@ class Backfill:
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        """Parse the output of `to_json`. Raise TypeError, ValueError."""
         fields = json.loads(text)
         return cls(**{**fields, "routes": tuple(fields["routes"])})
 
@@ -85,11 +85,11 @@ class Backfill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a backfill is: written with each chunk, in the step that publishes it."""
+    """The progress of a backfill: written with each chunk, in the step that publishes it."""
 
-    last: Key | None = None  # the key up to which all is published
-    rows: int = 0  # rows that were sent
-    left_out: int = 0  # rows that the stream brought instead
+    last: Key | None = None  # the key up to which everything is published
+    rows: int = 0  # rows sent
+    left_out: int = 0  # rows that the stream sent instead
     chunks: int = 0
     started_at: str | None = None
     updated_at: str | None = None
@@ -97,7 +97,7 @@ class Progress:
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        """Parse the output of `to_json`. Raise TypeError, ValueError."""
         fields = json.loads(text)
         return cls(**{**fields, "last": None if fields["last"] is None else tuple(fields["last"])})
 
@@ -114,7 +114,7 @@ class BackfillState:
 
     @property
     def state(self) -> str:
-        """What to call it: waiting, running, paused, done, cancelled or failed."""
+        """Its state for display: waiting, running, paused, done, cancelled or failed."""
         if self.progress.is_done:
             return DONE
         if self.backfill.state == WAITING and self.progress.started_at is not None:
@@ -127,7 +127,7 @@ class BackfillState:
 
     @property
     def rate(self) -> float | None:
-        """Rows a second since it began; None before the first chunk."""
+        """Rows per second since the start; None before the first chunk."""
         if self.progress.started_at is None or self.progress.updated_at is None:
             return None
         seconds = _seconds_between(self.progress.started_at, self.progress.updated_at)
@@ -135,7 +135,7 @@ class BackfillState:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long it will take, if the estimate is right and the rate stays."""
+        """The remaining time, if the estimate is right and the rate stays the same."""
         rate, estimate = self.rate, self.backfill.estimate
         if self.is_over or not rate or estimate is None:
             return None
@@ -147,7 +147,7 @@ def _seconds_between(first: str, second: str) -> float:
 
 
 class BackfillStore:
-    """The backfills of the listener of one name, in Redis."""
+    """The backfills of one CDC_NAME, in Redis."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         """`redis` has the checkpoint; `name` is CDC_NAME."""
@@ -155,7 +155,7 @@ class BackfillStore:
         self._key = redis.prefixed(f"cdc:{name}:backfills")
 
     def read(self) -> list[BackfillState]:
-        """Return all of them, in the order in which they were asked for."""
+        """Return all backfills, in the order of the requests."""
         (answer,) = self._redis.ask([("HGETALL", self._key)])
         pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
         fields = {name.decode(): value for name, value in pairs}
@@ -173,7 +173,7 @@ class BackfillStore:
         self._redis.ask([("HSET", self._key, backfill.id, backfill.to_json())])
 
     def progress_command(self, backfill: str, progress: Progress) -> RedisCommand:
-        """Return what writes the progress, for the step of the checkpoint."""
+        """Return the command that writes the progress, for the step of the checkpoint."""
         return ("HSET", self._key, _progress(backfill), progress.to_json())
 
     def forget(self, backfills: Iterable[str]) -> None:
@@ -194,7 +194,7 @@ def _progress(name: str) -> str:
 
 
 class Backfills:
-    """Does one backfill after the other, a chunk at a time, between the batches of the stream."""
+    """Runs one backfill after the other, a chunk at a time, between the batches of the stream."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class Backfills:
         *,
         is_paused: Callable[[Iterable[str]], bool],
     ) -> None:
-        """`read_chunk` is the monitor's. `is_paused` returns whether a person has paused one of these routes."""
+        """`read_chunk` is the monitor's. `is_paused` returns whether one of these routes is paused."""
         self._store = store
         self._publisher = publisher
         self._routes = routes
@@ -213,7 +213,7 @@ class Backfills:
         self._is_paused = is_paused
         self._all: dict[str, BackfillState] = {}
         self._running: str | None = None
-        self._reads = BinlogRouter()  # which routes get the rows of the one that is being done
+        self._reads = BinlogRouter()  # the routes that get the rows of the running backfill
         self._targets: tuple[Route, ...] = ()
         self._asked: ChunkRequest | None = None  # the chunk that is being read
         self._asked_at = ""
@@ -226,7 +226,7 @@ class Backfills:
         }
 
     def restore(self) -> None:
-        """Take over what there is; call it before the first batch. What was being read is dropped."""
+        """Load the backfills; call it before the first batch. A chunk being read is dropped."""
         found = self._store.read()
         over = [each.backfill.id for each in found if each.is_over]
         self._store.forget(over[:-_KEPT])
@@ -235,12 +235,12 @@ class Backfills:
         self._choose()
 
     def look(self) -> None:
-        """Ask for the next chunk, if there is one and it is time. Call it between two batches."""
+        """Request the next chunk, if there is one and it is due. Call it between two batches."""
         if self._running is not None and self._asked is None and monotonic() >= self._due_at:
             self._ask(self._all[self._running])
 
     def take(self, chunk: Chunk) -> tuple[Iterable[Call | Parked], Sequence[RedisCommand]]:
-        """Return what the chunk fires, and the command that notes the progress: both belong to one step."""
+        """Return the tasks that the chunk fires, and the command that writes the progress: both belong to one step."""
         self._asked = None
         current = self._all.get(chunk.request.backfill)
         if current is None or current.backfill.id != self._running:
@@ -266,10 +266,10 @@ class Backfills:
     def close(self) -> None:
         self._store.close()
 
-    # --- The one that is being done -----------------------------------------------------------------------
+    # --- The running backfill ----------------------------------------------------------------------------
 
     def _choose(self) -> None:
-        """Find the backfill whose turn it is: the first that is neither over nor paused."""
+        """Find the next backfill: the first that is neither ended nor paused."""
         before = self._running
         waiting = (each for each in self._all.values() if each.state in {WAITING, RUNNING})
         current = next(waiting, None)
@@ -291,7 +291,7 @@ class Backfills:
         )
 
     def _ask(self, current: BackfillState, *, unsent: int = 0) -> None:
-        """Ask for the next chunk, if there is room; `unsent` rows before it are not in their queues yet."""
+        """Request the next chunk, if there is room; `unsent` earlier rows are not in their queues yet."""
         backfill, now = current.backfill, monotonic()
         if self._is_paused(backfill.routes):
             self._due_at = now + _LOOK_EVERY
@@ -319,7 +319,7 @@ class Backfills:
             self._failed(backfill, error)
 
     def _failed(self, backfill: Backfill, error: CDCError) -> None:
-        """Note why it cannot go on; a lost connection is no reason."""
+        """Note why it cannot continue, unless the connection was lost."""
         if isinstance(error, SourceLostError):
             log.warning("backfill_waits", backfill=backfill.id, reason=error.message)
             self._due_at = monotonic() + _AGAIN_AFTER
@@ -329,7 +329,7 @@ class Backfills:
         )
         try:
             self._note(replace(backfill, state=FAILED, error=error.message, code=error.code, hint=error.hint))
-        except (BrokerAwayError, BrokerError):  # it will fail again
+        except (BrokerAwayError, BrokerError):  # the next attempt fails too
             self._due_at = monotonic() + _AGAIN_AFTER
 
     def _note(self, backfill: Backfill) -> None:
@@ -343,7 +343,7 @@ class Backfills:
 
     def _add(self, command: Command) -> str:
         wanted = command.arguments
-        if command.id in self._all:  # a listener that went away had done it
+        if command.id in self._all:  # a previous listener has already done it
             return _accepted(self._all[command.id].backfill)
         name = f"{wanted['schema']}.{wanted['table']}"
         routes = chosen_routes(self._routes, wanted["schema"], wanted["table"], wanted["routes"])
@@ -373,7 +373,7 @@ class Backfills:
     def _resume(self, command: Command) -> str:
         current = self._named(command, also=FAILED)
         self._note(replace(current.backfill, state=WAITING, error=None, code=None, hint=None))
-        return f"Backfill {current.backfill.id} goes on."
+        return f"Backfill {current.backfill.id} continues."
 
     def _cancel(self, command: Command) -> str:
         current = self._named(command)
@@ -392,16 +392,16 @@ class Backfills:
         if found[0].is_over and found[0].state != also:
             raise CommandRefusedError(
                 f"Backfill {found[0].backfill.id} is {found[0].state}.",
-                hint="Give a new one: python -m listener backfill TABLE",
+                hint="Request a new one: python -m listener backfill TABLE",
                 code="backfill_over",
             )
         return found[0]
 
 
 def chosen_routes(routes: Sequence[Route], schema: str, table: str, names: Sequence[str]) -> list[Route]:
-    """Return the routes of a table that get its rows: those with these tasks or ids, or those that take READ.
+    """Return the routes of a table that get its rows: those with these tasks or ids, or else those that take READ.
 
-    Raises CommandRefusedError.
+    Raise CommandRefusedError.
     """
     watching = [route for route in routes if route.matches(schema, table)]
     if not watching:
@@ -432,14 +432,14 @@ def _accepted(backfill: Backfill) -> str:
 
 def _no_route_any_more(missing: Sequence[str]) -> CommandRefusedError:
     return CommandRefusedError(
-        f"The route {', '.join(missing)} is gone.",
-        hint="Give the backfill again, with the routes that there are: python -m listener routes",
+        f"The route {', '.join(missing)} no longer exists.",
+        hint="Request the backfill again, with the current routes: python -m listener routes",
         code="backfill_no_route",
     )
 
 
 def _portion(backfill: Backfill) -> int:
-    """Return how many rows the next chunk may have."""
+    """Return the maximum rows of the next chunk."""
     if backfill.rate is None:
         return backfill.chunk
     return max(1, min(backfill.chunk, int(backfill.rate / _PARTS)))
@@ -450,7 +450,7 @@ def _now() -> str:
 
 
 def _advanced(progress: Progress, chunk: Chunk, asked_at: str) -> Progress:
-    """Return the progress once the chunk is published."""
+    """Return the progress after the chunk is published."""
     return Progress(
         last=chunk.last,
         rows=progress.rows + len(chunk.rows),

@@ -1,8 +1,8 @@
-"""Commands to a listener that runs: where they wait, and the record of what came of each.
+"""Commands to a running listener: their queue, and the record of their results.
 
-They are in the Redis that has the checkpoint. Anyone who can write there can command, and nobody else. The listener
-that reads takes them, one after the other, within about half a second; a standby takes none. A command stays at the
-head of the list until it is done: a listener that takes over does it again, so each can be repeated without harm.
+They are in the Redis with the checkpoint. Only those who can write there can give commands. The listener
+that reads takes them one after the other, within about half a second; a standby takes none. A command stays at the
+head of the list until it is done. A listener that takes over does it again, so commands are idempotent.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Command", "CommandQueue", "CommandRefusedError", "Outcome"]
 
 
 class CommandRefusedError(CDCError):
-    """The listener does not do what it was told."""
+    """The listener refuses a command."""
 
 
 class CommandQueue:
-    """The commands to the listener of one name, and their outcomes."""
+    """The commands to the listener of one CDC_NAME, and their outcomes."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         """`redis` has the checkpoint; `name` is CDC_NAME."""
@@ -29,21 +29,19 @@ class CommandQueue:
         prefix = redis.prefixed(f"cdc:{name}")
         self._waiting = f"{prefix}:commands"
         self._record = f"{prefix}:record"
-        self._taken: tuple[str, bytes] | None = (
-            None  # the id of the command whose turn it is, and it as it waits
-        )
+        self._taken: tuple[str, bytes] | None = None  # the id of the next command, and its stored text
 
     def give(self, command: Command) -> None:
-        """Let it wait for the listener."""
+        """Add a command to the queue."""
         self._redis.ask([("RPUSH", self._waiting, command.to_json())])
 
     def withdraw(self, command: Command) -> bool:
-        """Take back a command that nobody has done; return whether it was still there."""
+        """Withdraw a command that has not been done; return whether it was still queued."""
         (removed,) = self._redis.ask([("LREM", self._waiting, "0", command.to_json())])
         return bool(removed)
 
     def next(self) -> Command | None:
-        """Return the command whose turn it is; one that nobody can read is removed."""
+        """Return the next command; remove unreadable ones."""
         (texts,) = self._redis.ask([("LRANGE", self._waiting, "0", "0")])
         if not texts:
             return None
@@ -63,7 +61,7 @@ class CommandQueue:
         self._end(self._as_it_waits(command), Outcome.done(command, result))
 
     def begun(self, command: Command) -> str:
-        """Return the command's text as it waits. It goes on waiting: a later process ends it with `finished`."""
+        """Return the command's text in the queue. It stays there: a later process ends it with `finished`."""
         return self._as_it_waits(command).decode()
 
     def finished(self, text: str, result: str) -> None:
@@ -75,7 +73,7 @@ class CommandQueue:
         self._end(self._as_it_waits(command), Outcome.refusal(command, error))
 
     def note(self, command: Command, result: str | CDCError) -> None:
-        """Record what a person did without the listener, or why that was not possible."""
+        """Record an action done without the listener, or why it was not possible."""
         outcome = (
             Outcome.refusal(command, result)
             if isinstance(result, CDCError)
@@ -84,7 +82,7 @@ class CommandQueue:
         self._redis.ask(record_commands(self._record, outcome))
 
     def outcome(self, command: Command) -> Outcome | None:
-        """Return what came of it, None if nothing has yet."""
+        """Return the outcome of a command, None if there is none yet."""
         return next((each for each in self.record() if each.command.id == command.id), None)
 
     def record(self, count: int = 1_000) -> Sequence[Outcome]:
@@ -96,7 +94,7 @@ class CommandQueue:
         self._redis.close()
 
     def _as_it_waits(self, command: Command) -> bytes:
-        """Return the command's text in the list: another program may have written it in another way."""
+        """Return the command's text in the list, which another program may have formatted differently."""
         taken, self._taken = self._taken, None
         return taken[1] if taken is not None and taken[0] == command.id else command.to_json()
 

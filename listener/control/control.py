@@ -1,4 +1,4 @@
-"""Doing what a person told the listener, between two batches: pause, resume, skip, reload, backfills, replays."""
+"""Runs commands between two batches: pause, resume, skip, reload, backfills, replays."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ __all__ = ["Control", "ControlState", "Reloader"]
 log = structlog.get_logger()
 
 _LOOK_EVERY: Final = 0.5  # seconds
-_WHILE_PAUSED: Final = 0.25  # seconds between two looks of a listener that reads nothing
+_WHILE_PAUSED: Final = 0.25  # seconds between two checks of a paused listener
 
 
 class Reloader(Protocol):
-    """Tries new routes and then starts the listener again with them."""
+    """Tries new routes and then restarts the listener with them."""
 
     def start(self) -> None:
-        """Begin to try the routes as they are now; does not wait."""
+        """Start to try the routes as they are now; do not wait."""
 
     def result(self) -> CDCError | str | None:
-        """Return None while it is not known, then why they cannot be used, or what will be in force."""
+        """Return None while the trial runs, then an error, or a text about the routes that will be in force."""
 
     @property
     def is_due(self) -> bool:
-        """Whether a signal or a changed file asks for a reload."""
+        """Whether a signal or a changed file requests a reload."""
 
     def reload(self) -> None:
-        """Let the listener end, so that it starts again with the new routes."""
+        """Stop the listener, so that it restarts with the new routes."""
 
 
 class ControlState:
-    """What stays in force over restarts: in a Redis hash beside the checkpoint."""
+    """The state that survives restarts: in a Redis hash next to the checkpoint."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         """`redis` has the checkpoint; `name` is CDC_NAME."""
@@ -92,16 +92,16 @@ class ControlState:
 
     @property
     def reloads(self) -> int:
-        """How often listeners of this name have reloaded their routes."""
+        """How often the listeners of this name have reloaded their routes."""
         return int(self.fields.get(_RELOADS, {}).get("count", 0))
 
     def count_reload(self, command: str, result: str) -> None:
-        """Note the reload that this command asks for; the listener that begins next records the result."""
+        """Note the reload that this command requests; the next listener records the result."""
         self.set(_RELOADS, {"count": self.reloads + 1, "command": command, "result": result})
 
     @property
     def unfinished_reload(self) -> tuple[str, str] | None:
-        """The command and the result of a reload whose routes no listener reads with yet."""
+        """The command and the result of a reload whose routes no listener uses yet."""
         noted = self.fields.get(_RELOADS, {})
         return (noted["command"], noted["result"]) if "command" in noted else None
 
@@ -110,23 +110,21 @@ class ControlState:
 
     @property
     def skips(self) -> Mapping[str, datetime]:
-        """Until when which route, by its id, fires nothing."""
+        """By route id, the time until which the route fires nothing."""
         return {
             route: datetime.fromisoformat(self.fields[f"{_SKIP}{route}"]["until"])
             for route in self.after(_SKIP)
         }
 
     def after(self, head: str) -> Iterator[str]:
-        """Return what follows in the names that begin with `head`."""
+        """Return the rest of each name that begins with `head`."""
         return (name.removeprefix(head) for name in self.fields if name.startswith(head))
 
 
-# Commits can be logged in another order than that of their times.
+# The log may have commits in a different order than their times.
 _OUT_OF_ORDER: Final = timedelta(seconds=10)
 
-_OFFERED_BY_HAND: Final = (
-    "Give a backfill of each table that a route watches: python -m listener backfill TABLE"
-)
+_OFFERED_BY_HAND: Final = "Backfill each table that a route watches: python -m listener backfill TABLE"
 
 _ALL: Final = "all"
 _RELOADS: Final = "reloads"
@@ -135,7 +133,7 @@ _SKIP: Final = "skip:"
 
 
 class Control:
-    """Takes commands between two batches, and holds the stream while it is paused."""
+    """Runs commands between two batches, and holds the stream while it is paused."""
 
     def __init__(
         self,
@@ -150,7 +148,7 @@ class Control:
         tables: ExistingTables | None = None,
         loads_first: bool = False,
     ) -> None:
-        """`tables` are the database's. `loads_first`: backfill those whose routes ask for READ, each once."""
+        """`tables` are the database's. `loads_first`: backfill each table with routes that take READ, once."""
         self._tables = tables
         self._loads_first = loads_first
         self._has_offered = False
@@ -163,7 +161,7 @@ class Control:
         self._reloader = reloader
         self._reloading: Command | None = None
         self._looked_at = 0.0
-        self._refusal: str | None = None  # the broker's, as it was logged last
+        self._refusal: str | None = None  # of the broker, as last logged
         self._skips: Mapping[str, datetime] = {}
         self._skipped = 0
         self._reloads = 0
@@ -177,14 +175,14 @@ class Control:
         }
 
     def begin(self) -> None:
-        """Note how many reloads the routes in force already include. Call it before reading."""
+        """Note how many reloads the current routes include. Call it before reading."""
         self._state.read()
         self._reloads = self._state.reloads
 
     def restore(self) -> bool:
-        """Take over what is in force; call it before the first batch.
+        """Load the state in force; call it before the first batch.
 
-        Return False if another listener of this name has reloaded its routes meanwhile: then this one does it too.
+        Return False if another listener of this name has reloaded its routes meanwhile: then this one reloads too.
         """
         self._state.read()
         if self._reloader is not None and self._state.reloads != self._reloads:
@@ -201,11 +199,11 @@ class Control:
         return True
 
     def filtered(self, fired: Iterable[Call | Parked]) -> Iterable[Call | Parked]:
-        """Return what is fired without that of routes that skip it."""
+        """Return the fired tasks without those of skipping routes."""
         return self._unskipped(fired) if self._skips else fired
 
     def passed(self, committed_at: datetime | None) -> None:
-        """Forget the skips that lie behind the last change that was published."""
+        """Drop the skips that end before the last published change."""
         if committed_at is None or not self._skips:
             return
         over = [route for route, until in self._skips.items() if committed_at > until + _OUT_OF_ORDER]
@@ -216,7 +214,7 @@ class Control:
             log.info("skip_ended", routes=over, skipped=self._skipped)
 
     def look(self) -> None:
-        """Do the next command, if there is one and it is time to look. A broker that is away is no error here."""
+        """Run the next command, if there is one and a check is due. An unavailable broker is not an error here."""
         now = monotonic()
         if now - self._looked_at < _LOOK_EVERY:
             return
@@ -232,7 +230,7 @@ class Control:
             self._refusal = error.message
 
     def hold(self, wakeup: Wakeup, keep_up: Callable[[], None]) -> None:
-        """Return once the stream is not paused, or we are stopped; call `keep_up` in between."""
+        """Return when the stream is not paused, or the listener is stopped; call `keep_up` in between."""
         if not self._state.is_paused:
             return
         log.warning("stream_paused", by=self._state.fields[_ALL].get("who"))
@@ -290,10 +288,10 @@ class Control:
                 self._state.remove(table)
         return result
 
-    # --- Backfills that nobody gave by hand ---------------------------------------------------------------
+    # --- Automatic backfills -----------------------------------------------------------------------------
 
     def _load_first(self, backfills: Backfills) -> None:
-        """Give the backfills of a first start. A database that does not answer is asked at the next one."""
+        """Request the backfills of a first start. If the database does not answer, the next start does it."""
         if not self._loads_first or self._tables is None:
             return
         loaded = list(self._state.after(LOADED))
@@ -310,7 +308,7 @@ class Control:
         self._loads_first = False
 
     def offer_backfills(self) -> None:
-        """Log the commands that bring the tables up to date after an accepted gap; `status` shows them, too."""
+        """Log the commands that update tables after an accepted gap; `status` shows them, too."""
         if self._has_offered or self._tables is None:
             return
         self._has_offered = True
@@ -327,7 +325,7 @@ class Control:
     def _dismiss(self, command: Command) -> str:
         tables = command.arguments["tables"] or list(self._state.after(OFFER))
         self._state.remove(*(f"{OFFER}{table}" for table in tables))
-        return f"No backfill is offered any more of: {', '.join(tables) or 'any table'}."
+        return f"Backfills are no longer offered for: {', '.join(tables) or 'any table'}."
 
     # --- Pause, resume, skip ------------------------------------------------------------------------------
 
@@ -340,7 +338,7 @@ class Control:
         for route in self._named(wanted):
             self._state.set(f"{_ROUTE}{route.id}", {**note, "task": route.task})
         self._apply()
-        return f"Paused: {self._told(wanted)}. What these routes fire waits beside its queue."
+        return f"Paused: {self._told(wanted)}. Messages of these routes are set aside."
 
     def _resume(self, command: Command) -> str:
         wanted = command.arguments["routes"]
@@ -354,7 +352,7 @@ class Control:
         if not ids & set(self._state.paused_routes):
             raise CommandRefusedError(
                 f"{self._told(wanted)} is not paused.",
-                hint="See what is: python -m listener commands",
+                hint="See what is paused: python -m listener commands",
                 code="not_paused",
             )
         self._state.remove(*(f"{_ROUTE}{route}" for route in ids))
@@ -364,7 +362,7 @@ class Control:
     def _skip(self, command: Command) -> str:
         routes = self._named(command.arguments["routes"])
         until = command.arguments["until"]
-        if datetime.fromisoformat(until).tzinfo is None:  # it would compare with no change's time
+        if datetime.fromisoformat(until).tzinfo is None:  # it could not be compared with the times of changes
             raise ValueError(until)
         dropped = 0
         for route in routes:
@@ -372,12 +370,10 @@ class Control:
             self._state.set(f"{_SKIP}{route.id}", {"who": command.who, "until": until, "task": route.task})
         self._apply()
         names = self._told(command.arguments["routes"])
-        return (
-            f"{names} fires nothing for changes committed until {until}. {dropped} that waited were dropped."
-        )
+        return f"{names} fires nothing for changes committed until {until}. {dropped} set aside were dropped."
 
     def _apply(self) -> None:
-        """Put what the state says in force."""
+        """Apply the state."""
         self._publisher.pause(set(self._state.paused_routes))
         self._skips = self._state.skips
 
@@ -390,7 +386,7 @@ class Control:
                 self._skipped += 1
 
     def _named(self, names: Sequence[str], also: Sequence[str] = ()) -> list[Route]:
-        """Return the routes with these ids or tasks; raises CommandRefusedError."""
+        """Return the routes with these ids or tasks. Raise CommandRefusedError."""
         found: dict[str, Route] = {}
         for name in names:
             mine = {route.id: route for route in self._routes if name in {route.id, route.task}}

@@ -1,4 +1,4 @@
-"""Backfills that nobody gave by hand: of a first start, and those that the listener offers after an accepted gap."""
+"""Automatic backfills: of a first start, and those that the listener offers after an accepted gap."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = structlog.get_logger()
 _CHUNK: Final = 1_000
 _WHO: Final = "the listener: run --backfill"
 
-LOADED: Final = "loaded:"  # before a table's name, in the state that stays in force
+LOADED: Final = "loaded:"  # before a table's name, in the state that survives restarts
 OFFER: Final = "offer:"
 
 
 class ExistingTables(NamedTuple):
-    """How to ask the database for its tables."""
+    """Queries the tables of the database."""
 
     names: Callable[[], Sequence[tuple[str, str]]]  # schema and name of each; raises CDCError
     estimate: Callable[[str, str], int]  # rows of a table; raises CDCError if it cannot be backfilled
@@ -37,9 +37,9 @@ class ExistingTables(NamedTuple):
 def first_backfills(
     tables: ExistingTables, routes: Sequence[Route], known: Sequence[str]
 ) -> Iterator[Command]:
-    """Yield a command for each table whose routes ask for READ, but for the `known` ones, as schema.table.
+    """Yield a command for each table with routes that take READ, except the `known` ones (schema.table).
 
-    A table that cannot be backfilled is logged. Raises CDCError if the database does not answer.
+    Log tables that cannot be backfilled. Raise CDCError if the database does not answer.
     """
     reading = [route for route in routes if EventType.READ in route.events]
     for schema, table in tables.names() if reading else ():
@@ -60,7 +60,7 @@ def first_backfills(
 
 
 def _command(name: str, schema: str, table: str, estimate: int) -> Command:
-    """Return the command; its id depends on the table alone, so that a start that is killed gives it once."""
+    """Return the command; its id depends only on the table, so a killed start does not request it twice."""
     digest = hashlib.blake2b(f"{name}\0{schema}\0{table}".encode(), digest_size=6).hexdigest()
     arguments: dict[str, Any] = {"schema": schema, "table": table, "where": None, "routes": []}
     arguments |= {"rate": None, "chunk": _CHUNK, "estimate": estimate}
@@ -68,10 +68,10 @@ def _command(name: str, schema: str, table: str, estimate: int) -> Command:
 
 
 def backfill_commands(tables: Sequence[tuple[str, str]], routes: Sequence[Route]) -> dict[str, str]:
-    """Return for each table that a backfill can bring up to date the command that does it.
+    """Return the backfill command for each table that a backfill can update.
 
-    The rows go to the table's routes with READ; without any, to those that take inserts or updates. A read tells
-    nothing to a route of deletes or truncates alone.
+    The rows go to the table's routes with READ; without any, to those that take inserts or updates. A read
+    is useless for routes of only deletes or truncates.
     """
     found: dict[str, str] = {}
     for schema, table in tables:
@@ -93,7 +93,7 @@ _STATE: Final = frozenset(
 
 
 def offered_in(fields: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the commands that the listener offers, of the state that stays in force."""
+    """Return the commands that the listener offers, from the state that survives restarts."""
     return [value["command"] for name, value in fields.items() if name.startswith(OFFER)]
 
 

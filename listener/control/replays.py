@@ -1,9 +1,9 @@
-"""Replays: changes of a time that is over fire their routes once more, while the stream goes on.
+"""Replays: past changes fire their routes again, while the stream continues.
 
 They come from a history: the journal, or the server's own log (`listener.core.history`).
 
-A replay's definition and its progress are in a Redis hash beside the checkpoint. The progress is written in the step
-that publishes a chunk, as with a backfill: on Redis both are there, or neither.
+A replay's definition and progress are in a Redis hash next to the checkpoint. The progress is written in the step
+that publishes a chunk, as with a backfill: on Redis both are written, or neither.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ log = structlog.get_logger()
 
 _KEPT: Final = 100  # replays that have ended
 _AGAIN_AFTER: Final = 1.0  # seconds
-_LOOK_EVERY: Final = 0.2  # seconds between two looks at queues that are too full
-_CHUNK: Final = 1_000  # changes that are read at a time
-_PARTS: Final = 4  # chunks in a second, at most, if there is a rate
+_LOOK_EVERY: Final = 0.2  # seconds between two checks of queues that are too full
+_CHUNK: Final = 1_000  # changes to read at a time
+_PARTS: Final = 4  # maximum chunks per second, if there is a rate
 
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
@@ -65,7 +65,7 @@ _ENDED: Final = frozenset({DONE, CANCELLED, FAILED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What a person asked for, and what became of that."""
+    """A requested replay, and its state."""
 
     id: str
     since: str
@@ -74,15 +74,15 @@ class Replay:
     row: tuple[tuple[str, str], ...]  # columns and values; none: all rows
     routes: tuple[str, ...]  # ids of the routes that fire
     new_ids: bool
-    rate: float | None  # changes a second; None: as many as there is room for
-    journal: str  # the id of its history: another one has other places
-    end: str  # the place behind the last change that it may have
+    rate: float | None  # changes per second; None: as many as there is room for
+    journal: str  # the id of its history: positions are valid only there
+    end: str  # the position after the last change to read
     who: str
     at: str
     source: str = "journal"  # the kind of its history
-    accept_gap: bool = False  # it goes on where something cannot be read
+    accept_gap: bool = False  # continue after unreadable parts
     state: str = (
-        WAITING  # waiting, paused, cancelled or failed; its progress says whether it runs, or is done
+        WAITING  # waiting, paused, cancelled or failed; the progress shows whether it is running or done
     )
     error: str | None = None  # why it failed
     code: str | None = None
@@ -90,7 +90,7 @@ class Replay:
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        """Parse the output of `to_json`. Raise TypeError, ValueError."""
         fields = json.loads(text)
         lists = {name: tuple(fields[name]) for name in ("tables", "routes")}
         row = tuple((name, value) for name, value in fields["row"])
@@ -106,25 +106,25 @@ class Replay:
 
     @property
     def wanted(self) -> Wanted:
-        """What it asks its history for."""
+        """The request to its history."""
         return Wanted(self.journal, self.selection, self.end, accepts_gap=self.accept_gap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayProgress:
-    """How far a replay is: written with each chunk, in the step that publishes it."""
+    """The progress of a replay: written with each chunk, in the step that publishes it."""
 
-    next: str = ""  # the place of the first change that is not published; empty: of the first one
-    changes: int = 0  # changes that were found
+    next: str = ""  # the position of the first unpublished change; empty: the first change
+    changes: int = 0  # changes found
     tasks: int = 0  # tasks that they fired
-    parked: int = 0  # changes that a route could not take
+    parked: int = 0  # changes that a route refused
     started_at: str | None = None
     updated_at: str | None = None
     is_done: bool = False
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Read what `to_json` wrote; raises TypeError, ValueError."""
+        """Parse the output of `to_json`. Raise TypeError, ValueError."""
         fields = json.loads(text)
         return cls(**{**fields, "next": str(fields.get("next", ""))})
 
@@ -141,7 +141,7 @@ class ReplayState:
 
     @property
     def state(self) -> str:
-        """What to call it: waiting, running, paused, done, cancelled or failed."""
+        """Its state for display: waiting, running, paused, done, cancelled or failed."""
         if self.progress.is_done:
             return DONE
         if self.replay.state == WAITING and self.progress.started_at is not None:
@@ -154,7 +154,7 @@ class ReplayState:
 
 
 class ReplayStore:
-    """The replays of the listener of one name, in Redis."""
+    """The replays of one CDC_NAME, in Redis."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         """`redis` has the checkpoint; `name` is CDC_NAME."""
@@ -162,7 +162,7 @@ class ReplayStore:
         self._key = redis.prefixed(f"cdc:{name}:replays")
 
     def read(self) -> list[ReplayState]:
-        """Return all of them, in the order in which they were asked for."""
+        """Return all replays, in the order of the requests."""
         (answer,) = self._redis.ask([("HGETALL", self._key)])
         pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
         fields = {name.decode(): value for name, value in pairs}
@@ -180,7 +180,7 @@ class ReplayStore:
         self._redis.ask([("HSET", self._key, replay.id, replay.to_json())])
 
     def progress_command(self, replay: str, progress: ReplayProgress) -> RedisCommand:
-        """Return what writes the progress, for the step of the checkpoint."""
+        """Return the command that writes the progress, for the step of the checkpoint."""
         return ("HSET", self._key, f"{replay}{_PROGRESS}", progress.to_json())
 
     def forget(self, replays: Iterable[str]) -> None:
@@ -197,7 +197,7 @@ _PROGRESS: Final = ":progress"
 
 
 class Replays:
-    """Does one replay after the other, a chunk at a time, between the batches of the stream."""
+    """Runs one replay after the other, a chunk at a time, between the batches of the stream."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class Replays:
     ) -> None:
         """`histories` returns those that can fire these routes, the best first, or raises CDCError.
 
-        `is_paused` returns whether a person has paused one of these routes.
+        `is_paused` returns whether one of these routes is paused.
         """
         self._store = store
         self._publisher = publisher
@@ -219,11 +219,11 @@ class Replays:
         self._is_paused = is_paused
         self._all: dict[str, ReplayState] = {}
         self._running: str | None = None
-        self._router = BinlogRouter()  # the routes of the one that is being done
-        self._history: History | None = None  # where its changes come from
+        self._router = BinlogRouter()  # the routes of the running replay
+        self._history: History | None = None  # the source of its changes
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="replay")
         self._asked: Future[Part] | None = None
-        self._limit = 0  # changes that were asked for
+        self._limit = 0  # changes requested
         self._due_at = 0.0
         self.verbs: Mapping[str, Callable[[Command], str]] = {
             "replay": self._add,
@@ -233,7 +233,7 @@ class Replays:
         }
 
     def restore(self) -> None:
-        """Take over what there is; call it before the first batch. What was being read is dropped."""
+        """Load the replays; call it before the first batch. A chunk being read is dropped."""
         found = self._store.read()
         over = [each.replay.id for each in found if each.is_over]
         self._store.forget(over[:-_KEPT])
@@ -242,9 +242,9 @@ class Replays:
         self._choose()
 
     def steps(self, seconds: float) -> Iterator[tuple[list[Call | Parked], Sequence[RedisCommand]]]:
-        """Yield what the next chunks fire, and the command that notes the progress, for up to about `seconds`.
+        """Yield the tasks that the next chunks fire, and the command that writes the progress, for about `seconds`.
 
-        Each is a step of its own, to be published before the next is asked for. Ends at once if there is nothing to do.
+        Each is a separate step: publish it before requesting the next. Ends immediately if there is nothing to do.
         """
         end = monotonic() + seconds
         while self._running is not None and (left := end - monotonic()) > 0:
@@ -259,10 +259,10 @@ class Replays:
         self._leave_history()
         self._store.close()
 
-    # --- The one that is being done -----------------------------------------------------------------------
+    # --- The running replay ------------------------------------------------------------------------------
 
     def _choose(self) -> None:
-        """Find the replay whose turn it is: the first that is neither over nor paused."""
+        """Find the next replay: the first that is neither ended nor paused."""
         before = self._running
         waiting = (each for each in self._all.values() if each.state in {WAITING, RUNNING})
         current = next(waiting, None)
@@ -295,8 +295,8 @@ class Replays:
         missing = [route for route in replay.routes if route not in known]
         if missing:
             raise CommandRefusedError(
-                f"The route {', '.join(missing)} is gone.",
-                hint="Give the replay again, with the routes that there are: python -m listener routes",
+                f"The route {', '.join(missing)} no longer exists.",
+                hint="Request the replay again, with the current routes: python -m listener routes",
                 code="replay_no_route",
             )
         return [known[route] for route in replay.routes]
@@ -306,13 +306,13 @@ class Replays:
             if each.kind == replay.source:
                 return each
         raise JournalError(
-            "The replay began with the journal, and this listener has none.",
-            hint="Set CDC_JOURNAL as it was, or give the replay again.",
+            "The replay began with the journal, but this listener has none.",
+            hint="Set CDC_JOURNAL as before, or request the replay again.",
             code="journal_missing",
         )
 
     def _ask(self, current: ReplayState) -> bool:
-        """Ask for the next chunk, if it is time and there is room; return whether it was asked for."""
+        """Request the next chunk, if it is due and there is room; return whether it was requested."""
         replay, now = current.replay, monotonic()
         if now < self._due_at:
             return False
@@ -337,7 +337,7 @@ class Replays:
         return self._publisher.room(routes, kind, most)
 
     def _read_within(self, seconds: float) -> Part | None:
-        """Return what was asked for; None if it is not there yet, or cannot be read."""
+        """Return the requested chunk; None if it is not read yet, or cannot be read."""
         asked = self._asked
         if asked is None or self._running is None:
             return None
@@ -359,7 +359,7 @@ class Replays:
     def _take(self, current: ReplayState, part: Part) -> tuple[list[Call | Parked], Sequence[RedisCommand]]:
         replay = current.replay
         fired = fired_by(self._router, part.changes, new_ids=replay.id if replay.new_ids else None)
-        if replay.rate is not None:  # a log is read by the event, which may have more of them
+        if replay.rate is not None:  # a log is read by event, and an event may have more of them
             self._due_at += max(0, len(part.changes) - self._limit) / replay.rate
         before, parked = current.progress, sum(isinstance(each, Parked) for each in fired)
         progress = ReplayProgress(
@@ -383,7 +383,7 @@ class Replays:
         log.error("replay_failed", replay=replay.id, code=error.code, error=error.message, hint=error.hint)
         try:
             self._note(replace(replay, state=FAILED, error=error.message, code=error.code, hint=error.hint))
-        except (BrokerAwayError, BrokerError):  # it will fail again
+        except (BrokerAwayError, BrokerError):  # the next attempt fails too
             self._due_at = monotonic() + _AGAIN_AFTER
             self._running = None
 
@@ -398,7 +398,7 @@ class Replays:
 
     def _add(self, command: Command) -> str:
         wanted = command.arguments
-        if command.id in self._all:  # a listener that went away had done it
+        if command.id in self._all:  # a previous listener has already done it
             return _accepted(self._all[command.id].replay)
         routes = replayed_routes(self._routes, wanted["routes"])
         selection = Selection(
@@ -444,7 +444,7 @@ class Replays:
     def _resume(self, command: Command) -> str:
         current = self._named(command, also=FAILED)
         self._note(replace(current.replay, state=WAITING, error=None, code=None, hint=None))
-        return f"Replay {current.replay.id} goes on."
+        return f"Replay {current.replay.id} continues."
 
     def _cancel(self, command: Command) -> str:
         current = self._named(command)
@@ -456,14 +456,14 @@ class Replays:
         if found.is_over and found.state != also:
             raise CommandRefusedError(
                 f"Replay {found.replay.id} is {found.state}.",
-                hint="Give a new one: python -m listener replay --since TIME --task NAME",
+                hint="Request a new one: python -m listener replay --since TIME --task NAME",
                 code="replay_over",
             )
         return found
 
 
 def named_replay(replays: Sequence[ReplayState], wanted: str) -> ReplayState:
-    """Return the replay whose id begins so; raises CommandRefusedError."""
+    """Return the replay whose id begins with this text. Raise CommandRefusedError."""
     found = [each for each in replays if each.replay.id.startswith(wanted)]
     if len(found) != 1:
         raise CommandRefusedError(
@@ -490,9 +490,9 @@ def replayed_routes(routes: Sequence[Route], names: Sequence[str]) -> list[Route
 def chosen_history(
     histories: Sequence[History], selection: Selection, *, accept_gap: bool
 ) -> tuple[History, Kept]:
-    """Return the first history that has all of the selection's time; with `accept_gap`, that which has most of it.
+    """Return the first history with all of the selection's time range; with `accept_gap`, the one with most of it.
 
-    Raises CommandRefusedError if none has it, and CDCError.
+    Raise CommandRefusedError if none has it, and CDCError.
     """
     found = [(history, history.kept()) for history in histories]
     for history, kept in found:
@@ -508,7 +508,7 @@ def _missing_seconds(kept: Kept, selection: Selection) -> float:
 
 
 def _incomplete(found: Sequence[tuple[History, Kept]], selection: Selection) -> CommandRefusedError:
-    """Return the error about what the histories do not have."""
+    """Return the error about the missing parts of the histories."""
     told = " ".join(
         f"{history.name.capitalize()} does not have all of this time. Missing: "
         + ", ".join(f"{gap.since.isoformat()} to {gap.until.isoformat()}" for gap in kept.missing(selection))
@@ -520,16 +520,16 @@ def _incomplete(found: Sequence[tuple[History, Kept]], selection: Selection) -> 
     )
     return CommandRefusedError(
         told,
-        hint=f"{begins} To fire what is there: --accept-gap\n"
+        hint=f"{begins} To replay the existing part: --accept-gap\n"
         "To send the rows as they are now: python -m listener backfill TABLE",
         code="journal_gap",
     )
 
 
 def fired_by(router: BinlogRouter, changes: Sequence[Change], *, new_ids: str | None) -> list[Call | Parked]:
-    """Return what these changes fire; with `new_ids`, a replay's id, their tasks have ids of their own.
+    """Return the tasks that these changes fire; with `new_ids`, a replay's id, the tasks get new ids.
 
-    `coalesce` and `batch` take together what is in these changes, and nothing of the stream's.
+    `coalesce` and `batch` combine only these changes, not those of the stream.
     """
     if new_ids is not None:
         changes = [_renamed(each, f"{each.id}~{new_ids}") for each in changes]
@@ -550,7 +550,7 @@ def _is_unreadable(change: Change) -> bool:
 
 
 def _alone(call: Call) -> Call:
-    """Return the call so that the publisher sends it as it is."""
+    """Return the call in a form that the publisher sends unchanged."""
     if not call.route.is_grouped:
         return call
     return call._replace(route=replace(call.route, is_grouped=False))

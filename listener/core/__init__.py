@@ -1,1 +1,1 @@
-"""What a source and a publisher promise, and what the listener's other packages share."""
+"""The contracts of sources and publishers, and code that the listener's other packages share."""

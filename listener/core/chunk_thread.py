@@ -1,4 +1,4 @@
-"""The thread that reads a backfill's rows beside the stream: one chunk at a time, in a session of its own."""
+"""The thread that reads a backfill's rows in parallel with the stream: one chunk at a time, in its own session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FoundT = TypeVar("FoundT")
 
 
 class ChunkThread(ABC, Generic[WorkT, FoundT]):
-    """Reads what `start` asks for; after that `found` or `error` is set."""
+    """Reads what `start` requests; then `found` or `error` is set."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[WorkT | None] = SimpleQueue()
@@ -29,7 +29,7 @@ class ChunkThread(ABC, Generic[WorkT, FoundT]):
         self.error: CDCError | None = None
 
     def start(self, work: WorkT) -> None:
-        """Begin to read."""
+        """Start to read."""
         self.found = self.error = None
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="backfill", daemon=True)
@@ -37,7 +37,7 @@ class ChunkThread(ABC, Generic[WorkT, FoundT]):
         self._work.put(work)
 
     def close(self) -> None:
-        """End the thread and its session; what it reads is dropped."""
+        """End the thread and its session; rows being read are dropped."""
         self._is_closed.set()
         self._work.put(None)
         self._interrupt()
@@ -51,14 +51,14 @@ class ChunkThread(ABC, Generic[WorkT, FoundT]):
 
     @abstractmethod
     def _interrupt(self) -> None:
-        """End what the server does for us; called from another thread."""
+        """Cancel the running query on the server; called from another thread."""
 
     @abstractmethod
     def _drop_session(self) -> None:
         """Close the session, if there is one; the next read opens another one."""
 
     def _ended(self) -> None:
-        """Do what has to be done once `found` or `error` is set."""
+        """React to `found` or `error` being set."""
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
@@ -70,7 +70,7 @@ class ChunkThread(ABC, Generic[WorkT, FoundT]):
             except Exception as error:  # noqa: BLE001 - the loop has to learn of it, whatever it is
                 self._drop_session()
                 self.error = BackfillRefusedError(
-                    f"Something unexpected: {type(error).__name__}.", code="backfill_failed"
+                    f"Unexpected error: {type(error).__name__}.", code="backfill_failed"
                 )
             self._ended()
         self._drop_session()

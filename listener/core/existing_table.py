@@ -13,7 +13,7 @@ class ExistingTable:
 
     schema: str
     name: str
-    key: tuple[str, ...]  # the columns that identify a row in the log; empty if there are none
+    key: tuple[str, ...]  # the columns that identify a row in the log; may be empty
     columns: tuple[str, ...]
-    remark: str = ""  # what its log has besides, or lacks
-    obstacle: str = ""  # why no route should name it as it is, and what to do
+    remark: str = ""  # what its log contains in addition, or lacks
+    obstacle: str = ""  # why no route should name it yet, and what to do

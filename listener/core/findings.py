@@ -15,7 +15,7 @@ __all__ = ["CloseNames", "Finding", "State", "finding_from", "raise_problems"]
 
 
 class State(StrEnum):
-    """How bad it is: the listener starts unless it is a problem."""
+    """The severity: the listener does not start with a problem."""
 
     OK = "ok"
     WARNING = "warning"
@@ -24,23 +24,23 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that `check` looked at."""
+    """One thing that `check` examined."""
 
-    what: str  # its name for a person: "wal_level", "table public.tickets"
+    what: str  # its display name: "wal_level", "table public.tickets"
     state: State = State.OK
     found: str
     code: str = ""  # stable: for programs that read `check --json`
     hint: str = ""  # the exact SQL or command, ready to paste; empty if all is well
 
     def __post_init__(self) -> None:
-        """Let the hint name the variable that was set."""
+        """Let the hint name the variable that is set."""
         object.__setattr__(self, "hint", as_set(self.hint))
 
 
 class CloseNames:
-    """The names that exist, to find the one that a person meant.
+    """The existing names, to find the intended one.
 
-    A search compares all of them, so only the first few are done.
+    A search compares all names, so only the first `most` searches are done.
     """
 
     def __init__(self, names: Iterable[str], *, most: int = 10) -> None:
@@ -49,7 +49,7 @@ class CloseNames:
         self._left = most
 
     def meant(self, name: str) -> str:
-        """Return a sentence with a name that is close to `name`, empty if there is none."""
+        """Return a sentence with a name similar to `name`; empty if there is none."""
         if self._left <= 0:
             return ""
         self._left -= 1
@@ -59,7 +59,7 @@ class CloseNames:
 
 
 def _are_alike(name: str, other: str) -> bool:
-    """Return whether the last parts are close, too: two tables of one schema have much in common anyway."""
+    """Return whether the last parts are similar, too: names of one schema always have a common part."""
     return bool(get_close_matches(name.rpartition(".")[2], [other.rpartition(".")[2]]))
 
 
@@ -69,9 +69,9 @@ def finding_from(what: str, error: CDCError, state: State = State.PROBLEM) -> Fi
 
 
 def raise_problems(findings: Iterable[Finding]) -> None:
-    """Raise one SourceError with all problems and their hints; warnings are no reason.
+    """Raise one SourceError with all problems and their hints; ignore warnings.
 
-    Its code is that of the problems, if they have the same one.
+    Its code is that of the problems if they share one.
     """
     problems = [each for each in findings if each.state is State.PROBLEM]
     if not problems:

@@ -1,4 +1,4 @@
-"""Changes that were committed before and can be read once more: what a replay asks for, and what keeps them."""
+"""Past changes that can be read again: the selection for a replay, and the histories that keep them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Gap", "History", "Kept", "Part", "Selection", "Wanted", "missing_of"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which changes: committed in [since, until), of these tables, of the row with these values."""
+    """A selection of changes: committed in [since, until), of these tables, of the row with these values."""
 
     since: datetime | None = None
     until: datetime | None = None
     tables: tuple[str, ...] = ()  # schema.table; none: all
-    row: tuple[tuple[str, str], ...] = ()  # columns and values, as texts; before the change or after it
+    row: tuple[tuple[str, str], ...] = ()  # columns and values as strings; before or after the change
 
     def has(self, change: Change) -> bool:
-        """Return whether it is one of them."""
+        """Return whether the change is selected."""
         if self.tables and f"{change.schema}.{change.table}" not in self.tables:
             return False
         if self.since is not None and change.committed_at < self.since:
@@ -43,7 +43,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Changes of some time that are not there any more."""
+    """A time range whose changes no longer exist."""
 
     since: datetime
     until: datetime
@@ -51,20 +51,20 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What a history has now."""
+    """The current contents of a history."""
 
-    id: str  # another one has other places
-    since: datetime  # all changes from then on are there, but for the gaps
-    end: str  # the place behind the last change
+    id: str  # positions are valid only for this id
+    since: datetime  # all later changes exist, except the gaps
+    end: str  # the position after the last change
     gaps: tuple[Gap, ...] = ()
 
     def missing(self, selection: Selection) -> list[Gap]:
-        """Return what of the selection's time is not there."""
+        """Return the missing parts of the selection's time range."""
         return missing_of(selection, self.since, self.gaps)
 
 
 def missing_of(selection: Selection, kept_since: datetime, gaps: Iterable[Gap]) -> list[Gap]:
-    """Return what of the selection's time is missing, if all since `kept_since` but for `gaps` is there."""
+    """Return the missing parts of the selection's time range, if all since `kept_since` except `gaps` is kept."""
     since, until = selection.since, selection.until
     missing = [
         each
@@ -77,40 +77,40 @@ def missing_of(selection: Selection, kept_since: datetime, gaps: Iterable[Gap]) 
 
 
 class Wanted(NamedTuple):
-    """What a reader of a history asks for."""
+    """A request to read a history."""
 
     id: str  # of the history: see `Kept`
     selection: Selection
-    end: str  # the place behind the last change that it may get
-    accepts_gap: bool = False  # go on where something cannot be read
+    end: str  # the position after the last change that it may get
+    accepts_gap: bool = False  # continue after unreadable parts
 
 
 class Part(NamedTuple):
-    """Some changes that follow each other."""
+    """Some consecutive changes."""
 
     changes: Sequence[Change]
-    next: str  # the place behind them
-    is_end: bool  # nothing that is wanted comes behind them
+    next: str  # the position after them
+    is_end: bool  # no selected changes follow
 
 
 class History(Protocol):
-    """The journal, or a server's log. A place is a text of its own; empty: before the first change.
+    """The journal, or a server's log. A position is a string in its own format; empty: before the first change.
 
     Changes come in the order in which they were committed, with the ids, positions and values that they were streamed
-    with. To be used by one thread at a time.
+    with. Use it from one thread at a time.
     """
 
-    name: str  # for a person: `the journal`, `the binlog`
+    name: str  # display name: `the journal`, `the binlog`
     kind: str  # for programs: `journal`, `binlog`
 
     def kept(self) -> Kept:
-        """Return what there is. Raises CDCError."""
+        """Return the current contents. Raise CDCError."""
 
     def read(self, wanted: Wanted, start: str, limit: int) -> Part:
-        """Read up to about `limit` changes from `start` on, for half a second at most, and at least a step further.
+        """Read up to about `limit` changes from `start` on, for at most half a second, and at least one step.
 
-        Cheap if `start` is where the last part ended. Raises SourceLostError if trying again may help, and CDCError.
+        Cheap if `start` is the end of the last part. Raise SourceLostError if a retry may help, and CDCError.
         """
 
     def close(self) -> None:
-        """End what was opened for reading; safe to call twice, and from another thread."""
+        """Close everything opened for reading. Safe to call twice, and from another thread."""

@@ -1,8 +1,8 @@
-"""Which change is the last one of its transaction: known once the transaction's end is read.
+"""Which change is the last one of its transaction: known only at the transaction's end.
 
 A batch may end anywhere in a transaction. Its last change then waits for the next batch: by then it is known whether
-another one follows. Tasks that the transaction enqueues behind its last change wait with it, if they are not too many.
-So the answer does not depend on where batches end, and is the same when the log is read again.
+another one follows. Tasks that the transaction enqueues after its last change wait with it, up to a limit.
+So the answer does not depend on where batches end: it is the same if the log is read again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BYTES_OF_ONE: Final = 10_000  # bytes of arguments for each of those
 
 
 def note_last(changes: Sequence[Any]) -> None:
-    """Note at the end of a transaction which change was its last one; call it when its last change is in `changes`."""
+    """Note the last change of a transaction at its end; call it when that change is in `changes`."""
     if not changes:
         return
     last = changes[-1]
@@ -32,9 +32,9 @@ def note_last(changes: Sequence[Any]) -> None:
 
 
 def hold_back(changes: list[ChangeT], id_head: bytes) -> list[ChangeT]:
-    """Take from a batch that ends within a transaction, and return, its last change and the tasks behind it.
+    """Remove the last change, and the tasks after it, from a batch that ends within a transaction; return them.
 
-    `id_head` is that of the transaction. Without a change of it there is nothing to hold back.
+    `id_head` is that of the transaction. If the batch has no change of it, nothing is removed.
     """
     place = _last_change(changes)
     if place is None or changes[place].commit.id_head != id_head:  # type: ignore[attr-defined]  # of any source
@@ -45,7 +45,7 @@ def hold_back(changes: list[ChangeT], id_head: bytes) -> list[ChangeT]:
 
 
 def _last_change(changes: Sequence[Any]) -> int | None:
-    """Return the place of the last change of the transaction at the end; None if too many tasks are behind it."""
+    """Return the index of the transaction's last change at the end; None if too many tasks follow it."""
     room = _MOST_BEHIND
     for place in range(len(changes) - 1, -1, -1):
         each = changes[place]

@@ -1,4 +1,4 @@
-"""A change as a source logged it: its values are decoded only when they are read."""
+"""A change as the source logged it: values are decoded only when they are read."""
 
 from __future__ import annotations
 
@@ -30,33 +30,31 @@ class _Kind(Protocol):
 
 
 class LoggedTransaction:
-    """One committed transaction: what its changes have in common, rendered once."""
+    """One committed transaction: the data common to its changes, rendered once."""
 
     __slots__ = ("context", "id_head", "is_muted", "last", "position_head", "tail")
 
-    id_head: bytes  # of its changes' ids and positions, before the ordinal
+    id_head: bytes  # start of its changes' ids and positions, before the ordinal
     position_head: bytes
-    tail: bytes  # the end of a change's JSON, from the closing quotation mark of the position on
-    is_muted: (
-        bool  # the transaction says that its changes are to fire nothing, but for routes that ask for it
-    )
-    context: Context | None  # what it says of itself
-    last: int  # the ordinal of its last change; not set before the end of the transaction is read
+    tail: bytes  # the end of a change's JSON, starting with the closing quotation mark of the position
+    is_muted: bool  # its changes fire nothing, except routes that take muted changes
+    context: Context | None  # set by the transaction
+    last: int  # ordinal of its last change; set when the end of the transaction is read
 
     def muted(self) -> Self:
-        """Return the same transaction for those of its changes that it mutes."""
+        """Return the same transaction for its muted changes."""
         other = copy(self)
         other.is_muted = True
         return other
 
     def within(self, context: Context | None) -> Self:
-        """Return the same transaction for those of its changes that have this context."""
+        """Return the same transaction for its changes with this context."""
         other = copy(self)
         other.put_into(context)
         return other
 
     def put_into(self, context: Context | None) -> None:
-        """Give it this context, before its first change."""
+        """Set its context, before its first change."""
         end = len(self.tail) - 1 if self.context is None else self.tail.index(_CONTEXT)
         said = b"" if context is None else _CONTEXT + context.json
         self.tail = self.tail[:end] + said + b"}"
@@ -81,7 +79,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
     __slots__ = ("_kind", "_new", "_old", "commit", "kind", "ordinal", "stamp")
 
     is_of_texts: ClassVar[bool] = (
-        False  # its rows are the server's texts: they can be kept as they are, and rendered later
+        False  # its rows are server text: they can be kept unchanged, and rendered later
     )
 
     def __init__(
@@ -93,12 +91,12 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
         self.kind = kind.name
         self.commit = commit
         self.ordinal = ordinal
-        # Its id and position: each task that it fires needs both.
+        # Its id and position: each fired task needs both.
         number = b"%d" % ordinal
         self.stamp = commit.id_head + number, commit.position_head + number
 
     def with_id(self, name: bytes) -> Self:
-        """Return the same change under another id."""
+        """Return the same change with another id."""
         other = copy(self)
         other.stamp = name, self.stamp[1]
         return other
@@ -159,19 +157,19 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     @property
     def is_muted(self) -> bool:
-        """Whether the transaction says that this change is to fire nothing, but for routes that ask for it."""
+        """Whether the transaction is muted: the change fires nothing, except routes that take muted changes."""
         return self.commit.is_muted
 
     @property
     def context(self) -> dict[str, Any] | None:
-        """What the transaction says of itself; None: nothing."""
+        """The context set by the transaction; None if there is none."""
         context = self.commit.context
         return None if context is None else dict(context.values)
 
     @property
     def transaction(self) -> ChangeTransaction:
-        """The change's place in its transaction."""
-        if self._kind.event == _READ:  # it stands alone
+        """The change's number within its transaction."""
+        if self._kind.event == _READ:  # it has no transaction
             return ChangeTransaction(self.id, 1, is_last=True)
         head, _, _ = self.stamp[0].rpartition(b"-")
         return ChangeTransaction(head.decode(), self.ordinal + 1, self.commit.is_last(self.ordinal))
@@ -182,7 +180,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     @property
     def logged_kind(self) -> KindT:
-        """What it has in common with all changes of its table and event."""
+        """The data common to all changes of its table and event."""
         return self._kind
 
     @property
@@ -205,7 +203,7 @@ class LoggedChange(ABC, Generic[KindT, TransactionT, RowT]):
 
     @abstractmethod
     def _old_json(self, row: RowT, columns: tuple[str, ...] | None = None) -> bytes:
-        """Return the old row with those of `columns` (None: all) that the source sent."""
+        """Return the old row with the `columns` (None: all) that the source sent."""
 
     @abstractmethod
     def _new_json(self, row: RowT, columns: tuple[str, ...] | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""The database's password, where DATABASE_URL names a command or a function that gives it."""
+"""The database password, if DATABASE_URL names a command or function that returns it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["password_now"]
 
 
 def password_now(url: str) -> str | None:
-    """Return the password that is valid now; None if the URL names no command and no function.
+    """Return the current password; None if the URL names no command and no function.
 
-    Raises SourceLostError if it may be there later, and SourceError.
+    Raise SourceLostError if it may be available later, and SourceError.
     """
     _, source = split_url(url)
     try:

@@ -9,13 +9,13 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 __all__ = ["ReplayWindow"]
 
-_STEPS: Final = 1000  # the window moves in this many steps: a batch needs no memory of its own
+_STEPS: Final = 1000  # the window moves in this many steps, so memory does not grow with batches
 
 PositionT = TypeVar("PositionT")
 
 
 class _Published(NamedTuple, Generic[PositionT]):
-    """All up to `position` was published by `at`; `since` is when the step began."""
+    """Everything up to `position` was published by `at`; `since` is when the step began."""
 
     since: float
     at: float
@@ -23,22 +23,22 @@ class _Published(NamedTuple, Generic[PositionT]):
 
 
 class ReplayWindow(Generic[PositionT]):
-    """A position that follows what is published, `seconds` behind."""
+    """A position `seconds` behind the published one."""
 
     def __init__(self, seconds: float, *, start: PositionT, clock: Callable[[], float] = monotonic) -> None:
-        """`start` is the position until something was published `seconds` ago."""
+        """`start` is the position to use during the first `seconds`."""
         self.position = start
         self._seconds = seconds
         self._clock = clock
-        self._published: deque[_Published[PositionT]] = deque()  # in the order of the times
+        self._published: deque[_Published[PositionT]] = deque()  # in time order
 
     def restart(self, position: PositionT) -> None:
-        """Start again at `position`: forget what was published after it."""
+        """Start again at `position`: drop what was published after it."""
         self._published.clear()
         self.position = position
 
     def published(self, position: PositionT) -> PositionT:
-        """Note that all up to `position` is published; return the position that is `seconds` behind now."""
+        """Note that everything up to `position` is published; return the position `seconds` ago."""
         since = now = self._clock()
         if self._published and now - self._published[-1].since < self._seconds / _STEPS:
             since = self._published.pop().since

@@ -1,4 +1,4 @@
-"""Retrying while a server is away, full or starting, with back-off and jitter, until it is back or we are stopped."""
+"""Retries with back-off and jitter while a server is unavailable, full or starting, until success or a stop."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_LOG_EVERY = 20  # attempts that fail for the same reason
+_LOG_EVERY = 20  # failed attempts with the same reason
 
 
 class Trouble(NamedTuple):
-    """Why a `Retry` waits, and since when by `time.monotonic`."""
+    """Why a `Retry` waits, and since when (`time.monotonic`)."""
 
     code: str  # of the error
     since: float
 
 
 class Retry:
-    """Calls a function again and again while it raises one kind of error.
+    """Calls a function repeatedly while it raises one kind of error.
 
-    What it waits for is there to be read from another thread: `trouble`, `losses`, `errors` and `moved_at`.
+    Other threads may read its state: `trouble`, `losses`, `errors` and `moved_at`.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class Retry:
         longest: float = 5.0,
         wakeup: Wakeup | None = None,
     ) -> None:
-        """Name the server in the log as `what`, in lines of the name `event`.
+        """Name the server `what` in the log, in lines of the event `event`.
 
-        Waits grow at random from `shortest` to `longest` seconds. `wakeup` ends the waits of several at once.
+        Waits grow randomly from `shortest` to `longest` seconds. A shared `wakeup` ends the waits of several instances.
         """
         self.what = what
         self.trouble: Trouble | None = None  # while it waits
-        self.losses = 0  # how often it had to begin to wait
-        self.errors: dict[str, float] = {}  # an error's code -> when it came last, as `time.time`
+        self.losses = 0  # how often a wait began
+        self.errors: dict[str, float] = {}  # error code -> its last time, as `time.time`
         self.moved_at = monotonic()  # the last attempt or wait
         self._on = on
         self._event = event
         self._wakeup = wakeup or Wakeup()
-        self._logged = ""  # the reason of the last line
+        self._logged = ""  # the reason in the last log line
         self._retrying = Retrying(
             retry=retry_if_exception_type(on),
             wait=wait_random_exponential(multiplier=shortest, max=longest),
@@ -67,10 +67,10 @@ class Retry:
         )
 
     def call(self, action: Callable[[], T]) -> T:
-        """Return what `action` returns, at last; raises StoppedError if `stop` ends a wait."""
+        """Return the result of `action` once it succeeds. Raise StoppedError if `stop` ends a wait."""
         try:
             return action()
-        except self._on as error:  # most often the connection went stale, and a new one works
+        except self._on as error:  # usually the connection is stale, and a new one works
             self.losses += 1
             self._note(error)
         try:
@@ -91,7 +91,7 @@ class Retry:
         return self._wakeup.is_set
 
     def sleep(self, seconds: float) -> None:
-        """Wait; raises StoppedError after `stop`."""
+        """Wait. Raise StoppedError after `stop`."""
         self.moved_at = monotonic()
         if self._wakeup.wait(seconds):
             raise StoppedError

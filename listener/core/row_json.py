@@ -1,6 +1,6 @@
-"""Rows as JSON: what the tables of both sources share, and a server's texts as values.
+"""Rows as JSON: code shared by the tables of both sources, and server text as values.
 
-A table compiles one function for each choice of columns: a loop over the columns would cost twice as much.
+A table compiles one function per set of columns: a loop over the columns would take twice as long.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ RowT = TypeVar("RowT", bound=Sequence[Any])
 TableT = TypeVar("TableT", bound="LoggedTable[Any]")
 
 Columns = tuple[str, ...] | None
-"""Names of columns; None: all."""
+"""Column names; None: all."""
 Render = Callable[[RowT], bytes]
 
 NOT_PLAIN: Final = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, StructError)
-"""What compiled functions raise if a value is missing, or not what its type says: rare, so they do not check."""
+"""Raised by compiled functions if a value is missing or does not fit its type: rare, so they do not check."""
 
 
 class LoggedKind(Generic[TableT]):
-    """What all changes of one table and event have in common, made once."""
+    """The data common to all changes of one table and event, created once."""
 
     __slots__ = ("event", "head", "name", "table")
 
@@ -44,12 +44,12 @@ class LoggedKind(Generic[TableT]):
 
 
 class LoggedTable(ABC, Generic[RowT]):
-    """One version of a table's definition, as of some place in the log: rows go in, JSON comes out."""
+    """One version of a table's definition, as of a position in the log: turns rows into JSON."""
 
     __slots__ = ("_absent", "index", "name", "names", "renderers", "schema")
 
     def __init__(self, schema: str, name: str, index: dict[str, int]) -> None:
-        """`index` has the place in a row of each column that is shown, in their order."""
+        """`index` has the index in a row of each shown column, in order."""
         self.schema = schema
         self.name = name
         self.index = index
@@ -73,7 +73,7 @@ class LoggedTable(ABC, Generic[RowT]):
             return self._render_carefully(row, columns)
 
     def absent(self, columns: Columns) -> bytes:
-        """Return, as the inside of a JSON list, those of `columns` that the table does not have."""
+        """Return the `columns` that the table does not have, as the inside of a JSON list."""
         try:
             return self._absent[columns]
         except KeyError:
@@ -99,7 +99,7 @@ class LoggedTable(ABC, Generic[RowT]):
         """Return the function of `parameters` that fills the template in."""
         filling = "".join(f"{value}, " for value in values)
         known = {**self._converters(), "dumps": orjson.dumps, "template": template}
-        function: Callable[..., bytes] = eval(f"lambda {parameters}: template % ({filling})", known)  # noqa: S307 - places, no outside text
+        function: Callable[..., bytes] = eval(f"lambda {parameters}: template % ({filling})", known)  # noqa: S307 - indexes, no outside text
         return function
 
     def _compile(self, columns: Columns, *, careful: bool = False) -> Render[RowT]:
@@ -112,22 +112,22 @@ class LoggedTable(ABC, Generic[RowT]):
 
     @abstractmethod
     def _converters(self) -> Mapping[str, Callable[..., bytes]]:
-        """Return what the expressions name."""
+        """Return the objects that the expressions name."""
 
     @abstractmethod
     def _render_carefully(self, row: RowT, columns: Columns) -> bytes:
-        """Return what `render` does, for a row that is not plain; raises SourceError if a value cannot be read."""
+        """Return the same as `render`, for a row that is not plain. Raise SourceError if a value cannot be read."""
 
 
 def literal(text: bytes) -> bytes:
-    """Return `text` as a template has it."""
+    """Return `text` escaped for a template."""
     return text.replace(b"%", b"%%")
 
 
 # --- Values ---------------------------------------------------------------------------------------------
 
 # What a worker's `json.loads` accepts: Python refuses longer integers (`sys.set_int_max_str_digits`). It recurses
-# once a level, and the worker's own calls count against the limit.
+# once per level, and the worker's own calls count towards the limit.
 _LONGEST_INTEGER = 4300
 _DEEPEST_NESTING = 200
 
@@ -179,6 +179,6 @@ def _loads(text: bytes) -> bool:
 
 
 def _refuse_kombu_envelope(value: dict[str, Any]) -> None:
-    """Refuse what kombu takes for a typed value: it does not know the type, and would refuse the message."""
+    """Refuse an object that kombu would take for a typed value of an unknown type: it would refuse the message."""
     if value.keys() == {"__type__", "__value__"}:
         raise ValueError(value)

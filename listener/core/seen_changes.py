@@ -1,4 +1,4 @@
-"""What the stream changes in a table while a backfill reads a chunk of it."""
+"""The changes of a table in the stream while a backfill reads a chunk of it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any, Final, Generic, TypeVar
 
 __all__ = ["SeenChanges"]
 
-_MOST: Final = 200_000  # changes that are remembered
+_MOST: Final = 200_000  # changes to remember
 
 ChangeT = TypeVar("ChangeT", bound=Any)
 
 
 class SeenChanges(Generic[ChangeT]):
-    """Keeps the changes of one table. Which rows they changed is only compared when a chunk gets its place."""
+    """Keeps the changes of one table. The changed rows are compared only when a chunk gets its position."""
 
     def __init__(self) -> None:
         self._seen: list[Sequence[ChangeT]] = []
-        self.is_torn = False  # there were more than it remembers
+        self.is_torn = False  # there were more than `_MOST`
 
     def forget(self) -> None:
-        """Begin again with none."""
+        """Start again with no changes."""
         self._seen, self.is_torn = [], False
 
     def note(self, changes: Sequence[ChangeT], table: tuple[str, str]) -> None:
-        """Take in those of the table, by schema and name."""
+        """Add the changes of the table, by schema and name."""
         mine = [change for change in changes if (change.schema, change.table) == table]
         if mine:
             self._seen.append(mine)

@@ -1,4 +1,4 @@
-"""What a source of changes promises, so that the loop, the commands and the tests need not know which one it is."""
+"""The contract of change sources: the loop, the commands and the tests work with each of them."""
 
 from __future__ import annotations
 
@@ -18,44 +18,42 @@ IDLE_INTERVAL: Final = 0.25  # seconds between two batches of a monitor while no
 
 
 class SourceError(CDCError):
-    """The listener cannot read the database as it is; a person has to mend it."""
+    """The listener cannot read the database; a person has to fix it."""
 
 
 class SourceLostError(CDCError):
-    """The connection to the database was lost; trying again may help."""
+    """The connection to the database was lost; a retry may help."""
 
 
 class GapError(CDCError):
-    """The source no longer has changes that were never published."""
+    """The source no longer has some unpublished changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a former run left with the checkpoint."""
+    """What a previous run stored with the checkpoint."""
 
     position: str
-    notes: str | None = None  # the source's own format; None: it left none
+    notes: str | None = None  # in the source's own format; None: there are none
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes that are published together, in commit order; without any, only the position moves on."""
+    """Changes to publish together, in commit order; without changes, only the position moves."""
 
     changes: Sequence[Change]
     position: str  # of the last change, or a later point of the log before the next one
     as_of: datetime | None = None  # when the last change was committed; None if there is none
-    pipelined: bool = False  # the loop may ask for the next batch before the broker confirms this one
-    notes: str | None = (
-        None  # what the source needs at its next start; None: what it noted before still holds
-    )
-    chunk: Chunk | None = None  # of a backfill: its place is behind the changes
-    commit_wait: CommitWait | None = None  # what follows is not visible yet
+    pipelined: bool = False  # the loop may request the next batch before the broker confirms this one
+    notes: str | None = None  # what the source needs at its next start; None: its previous notes stay valid
+    chunk: Chunk | None = None  # of a backfill: its position is after the changes
+    commit_wait: CommitWait | None = None  # the following changes are not visible yet
 
 
 class Monitor(Protocol):
     """A reader of one database's log.
 
-    The monitor owns its connections and everything that it makes on the server (slot, publication, lock). The loop
+    The monitor owns its connections and everything that it creates on the server (slot, publication, lock). The loop
     owns the order: publish, then acknowledge.
 
                open()              batches()              stop(), SourceLostError, GapError
@@ -67,30 +65,30 @@ class Monitor(Protocol):
     Changes and positions
 
     - Changes come in commit order. Their positions ascend.
-    - A change that is read again has the id and the position that it had.
+    - A change that is read again has the same id and position.
     - A change comes only when a session that begins now sees its transaction. Servers send a commit to a reader of
       the log before that. Meanwhile batches without changes come, with `commit_wait`. (Not on MySQL without GTIDs.)
-    - A position is opaque to everyone else. The loop stores it as the checkpoint and gives it back. It does the same
+    - A position is opaque to all other code. The loop stores it as the checkpoint and passes it back. It does the same
       with a batch's notes, in the same atomic step.
 
     Batches
 
-    - The first batch has no changes and comes at once, with the position at which reading begins. The exception: on
-      PostgreSQL a monitor that reads on after a restart may first have to find the last published transaction.
-    - A change that comes alone is not deferred.
+    - The first batch has no changes and comes immediately, with the position at which reading begins. Exception: on
+      PostgreSQL a monitor that continues after a restart may first have to find the last published transaction.
+    - A single change is not deferred.
     - A batch is bounded: about CDC_BATCH_SIZE changes, and about a megabyte of log. A large transaction comes in
-      pieces, and reading may go on after any of them.
-    - While the source has nothing for us, a batch without changes comes at least every IDLE_INTERVAL, forever. The
-      callers have no clock of their own. At each such batch the publisher releases what it deferred (coalesce=,
-      batch=), looks whether the broker has lost its data, and answers RabbitMQ's heartbeats.
-    - The position of a batch without changes is never before that of the batch in front of it. It moves on over log
-      that does not concern us, so that an idle database can drop that log.
-    - A batch without changes is never pipelined. So the broker has confirmed every change, and the source may know
-      it, one such batch after the last change.
-    - A chunk that `read_chunk` asked for comes in a batch, behind its changes. Its rows are as they were at that
-      place: what the stream brought before is in them, or the row is left out because the stream brought it. So they
-      may be published there as if they were changes.
-    - The next batch is asked for only when the one before was published (if it is pipelined: sent) and what the
+      pieces, and reading may continue after any of them.
+    - While the source has no changes, a batch without changes comes at least every IDLE_INTERVAL, forever. The
+      callers have no clock. At each such batch the publisher releases deferred tasks (coalesce=,
+      batch=), checks whether the broker has lost its data, and answers RabbitMQ's heartbeats.
+    - The position of a batch without changes is never before that of the previous batch. It moves past log
+      that does not concern us, so an idle database can drop that log.
+    - A batch without changes is never pipelined. So with the first such batch after the last change, the broker
+      has confirmed every change, and the source may be informed.
+    - A chunk that `read_chunk` requested comes in a batch, after its changes. Its rows are as of that
+      position: each earlier change is in them, or its row is left out because the stream has sent it. So they
+      may be published there like changes.
+    - The next batch is requested only when the previous one was published (if it is pipelined: sent) and what the
       broker has confirmed was acknowledged.
 
     `open` and `batches` block. `stop` may be called from any thread or signal handler. All others are called from
@@ -103,51 +101,51 @@ class Monitor(Protocol):
 
     @property
     def has_accepted_gap(self) -> bool:
-        """Whether it goes on without changes that are missing; known after the first batch."""
+        """Whether it continues without missing changes; known after the first batch."""
 
     @property
     def is_standby(self) -> bool:
-        """Whether `open` waits because another listener reads; any thread may ask."""
+        """Whether `open` waits because another listener reads. Any thread may read it."""
 
     @property
     def silence(self) -> float:
-        """For how many seconds the source has sent nothing, not even a sign of life, as the last wait for it knew.
+        """How many seconds the source has sent nothing, not even a keep-alive, as of the last wait for it.
 
-        0 before it reads. Any thread may ask.
+        0 before reading starts. Any thread may read it.
         """
 
     def open(self, *, saved: Saved | None, again: Callable[[], Saved | None] | None = None) -> None:
         """Connect and become the only reader. Wait as a standby while another listener reads, until `stop`.
 
-        `saved` is what the last run left, None before the first one. If it is there, something was published before;
+        `saved` is what the last run stored, None before the first one. If it exists, something was published before;
         then a source that does not know this listener is a GapError. It may be out of date when a standby's wait is
-        over: a source that needs it calls `again` then.
+        over: a source that needs it then calls `again`.
 
         After `stop` it may return without being the reader; then `batches` is not called.
 
-        Raises SourceError if a person is needed, GapError if the log is gone, SourceLostError otherwise.
+        Raise SourceError if a person has to act, GapError if the log is gone, SourceLostError otherwise.
         """
 
     def batches(self, after: str | None) -> Iterator[Batch]:
-        """Yield what was committed after `after`; None: all that the source still has for us.
+        """Yield the changes committed after `after`; None: all that the source still has.
 
         `after` is the checkpoint, read once the monitor is open. The batches end after `stop`, with one more
-        batch perhaps. Nothing is lost if the caller does not take the rest: it comes again at the next start.
+        batch perhaps. Nothing is lost if the caller does not read the rest: it comes again at the next start.
 
-        Raises GapError if `after` is before the source's oldest log, SourceLostError, SourceError.
+        Raise GapError if `after` is before the source's oldest log, SourceLostError, SourceError.
         """
 
     def acknowledge(self, position: str) -> None:
-        """Let the source drop its log up to `position`, now or a little later, and never the log after it.
+        """Let the source drop its log up to `position`, now or a little later, but never the log after it.
 
         `position` is that of a batch. A source that keeps its log by itself does nothing.
         """
 
     def read_chunk(self, request: ChunkRequest, /) -> None:
-        """Begin to read rows for a backfill, beside the stream. It waits for nothing.
+        """Start to read rows for a backfill, in parallel with the stream. Does not wait.
 
-        One chunk at a time: a later batch has it, also if the rows cannot be read. It is dropped if the batches end
-        before. A source that has no backfill raises BackfillRefusedError.
+        One chunk at a time: a later batch has it, even if the rows cannot be read. It is dropped if the batches end
+        before. A source without backfills raises BackfillRefusedError.
         """
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""How far a source is: what each source reports to `status`, the lag alarm and `check`."""
+"""The status of a source, for `status`, the lag alarm and `check`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SourceStatus:
     """What the database reports; positions are in its own format."""
 
     reader: Reader
-    detail: str  # who reads, or why nothing can
+    detail: str  # which process reads, or why reading is not possible
     current: str  # the end of the log
-    acknowledged: str | None  # the source may drop the log before it
-    lag_bytes: int | None  # of log that is not published yet
-    retained_bytes: int | None  # of log that is kept for us
-    safe_bytes: int | None  # how much more log fits before the source drops ours; None: without limit
-    unseen: tuple[str, ...] = ()  # tables that routes name and whose changes do not reach the listener
-    problems: tuple[str, ...] = ()  # what went wrong with tables while the listener runs
+    acknowledged: str | None  # the source may drop the log before this
+    lag_bytes: int | None  # of unpublished log
+    retained_bytes: int | None  # of log kept for us
+    safe_bytes: int | None  # how much more log fits before the source drops ours; None: no limit
+    unseen: tuple[str, ...] = ()  # tables that routes name but whose changes do not reach the listener
+    problems: tuple[str, ...] = ()  # problems with tables while the listener runs
     gaps: tuple[str, ...] = ()  # changes that are missing, not accepted yet

@@ -1,4 +1,4 @@
-"""What looks at a database's log from now on, beside a listener or without one."""
+"""A reader of a database's log from now on, with or without a listener."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ __all__ = ["Tail"]
 
 
 class Tail(Protocol):
-    """A reader of the log that leaves nothing on the server, and takes nothing from a listener.
+    """Reads the log without leaving anything on the server, and without affecting a listener.
 
     `open` and `changes` block; `stop` ends them from a signal handler or another thread. After SourceLostError it may
-    be opened again. All else is called from one thread.
+    be opened again. Everything else is called from one thread.
     """
 
     @property
     def reads_by(self) -> str:
-        """What a person sees of it on the server, in words; known once open."""
+        """How it appears on the server, as text; known once open."""
 
     @property
     def unseen(self) -> Sequence[tuple[str, str]]:
-        """The tables (schema, name) whose changes the server does not send, of all that are there; known once open."""
+        """The existing tables (schema, name) whose changes the server does not send; known once open."""
 
     @property
     def misses_changes(self) -> bool:
-        """Whether what is committed between two `open` is missing."""
+        """Whether changes committed between two calls of `open` are missing."""
 
     def open(self) -> None:
-        """Connect. Raises SourceError if a person is needed, SourceLostError otherwise."""
+        """Connect. Raise SourceError if a person has to act, SourceLostError otherwise."""
 
     def changes(self) -> Iterator[Sequence[Change]]:
-        """Yield what is committed from now on, in the order of the commits, muted changes and enqueued tasks as well.
+        """Yield the changes committed from now on, in commit order, including muted changes and enqueued tasks.
 
-        An empty sequence comes at least every IDLE_INTERVAL. It ends after `stop`. Raises SourceLostError, SourceError,
+        An empty sequence comes at least every IDLE_INTERVAL. It ends after `stop`. Raise SourceLostError, SourceError,
         GapError.
         """
 
@@ -43,4 +43,4 @@ class Tail(Protocol):
         """Make `open` and `changes` return soon."""
 
     def close(self) -> None:
-        """Close the connections, and with them what the server keeps for them. Safe to call twice."""
+        """Close the connections, and thereby everything that the server keeps for them. Safe to call twice."""

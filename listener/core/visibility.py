@@ -1,4 +1,4 @@
-"""The wait until the sessions of a database see what its log has brought: see `docs/design.md`."""
+"""The wait until database sessions see the transactions of the log: see `docs/design.md`."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ __all__ = ["CommitWait", "VisibilityWait"]
 
 log = structlog.get_logger()
 
-_FIRST, _LONGEST = 0.0002, 0.05  # seconds between two looks
+_FIRST, _LONGEST = 0.0002, 0.05  # seconds between two checks
 _TOLD_AFTER: Final = 3.0  # seconds of waiting
 _TOLD_EVERY: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitWait:
-    """A transaction is in the log, and no session sees it yet: its tasks, and all behind it, wait."""
+    """A transaction is in the log, but no session sees it yet. Its tasks, and everything after it, wait."""
 
-    position: str  # of the transaction, as a person reads it
+    position: str  # of the transaction, for display
     since: str  # ISO 8601
 
 
 class VisibilityWait:
-    """Waits for one transaction after another. `current` is the wait that goes on, if there is one."""
+    """Waits for one transaction after another. `current` is the current wait, if there is one."""
 
     def __init__(self, wakeup: Wakeup, *, hint: str) -> None:
-        """`wakeup` ends a wait; `hint` says how to find out what a transaction waits for."""
+        """`wakeup` ends a wait; `hint` describes how to find out what a transaction waits for."""
         self._wakeup = wakeup
         self._hint = hint
         self._pause = _FIRST
         self._began = 0.0
-        self._told: float | None = None  # after how many seconds it was last logged
+        self._told: float | None = None  # seconds of waiting when it was last logged
         self.current: CommitWait | None = None
 
     def until(self, is_visible: Callable[[], bool], position: str, *, seconds: float) -> bool:
-        """Look again and again, for up to `seconds`; return whether the transaction is visible.
+        """Check repeatedly, for up to `seconds`; return whether the transaction is visible.
 
         `position` is the transaction's. Raises what `is_visible` raises.
         """
@@ -65,7 +65,7 @@ class VisibilityWait:
         self._began, self._told = monotonic(), None
 
     def _tell(self, now: float, position: str) -> None:
-        """Log it if it has lasted, and now and then while it lasts."""
+        """Log a long wait, and again from time to time while it lasts."""
         waited = now - self._began
         if waited >= (_TOLD_AFTER if self._told is None else self._told + _TOLD_EVERY):
             self._told = waited

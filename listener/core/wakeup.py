@@ -9,7 +9,7 @@ __all__ = ["Wakeup"]
 
 
 class Wakeup:
-    """A pipe that `select` watches beside a socket: once set, every wait on it ends at once."""
+    """A pipe that `select` watches together with a socket: once set, every wait on it ends immediately."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -27,7 +27,7 @@ class Wakeup:
             os.write(self._writer, b"!")
 
     def clear(self) -> None:
-        """Forget that it was set: the next wait waits. Nobody may set it at the same time."""
+        """Reset it, so that the next wait blocks. It must not be set at the same time."""
         if self.is_set:
             os.read(self._reader, 1)
             self.is_set = False

@@ -1,6 +1,6 @@
-"""The application that `-A` or CDC_APP names: its Celery app, and the routes that its tasks and CDC_ROUTES have.
+"""The application that `-A` or CDC_APP names: its Celery app, and the routes at its tasks and in CDC_ROUTES.
 
-Without one, the listener has an app of Celery's settings alone, and imports no task: it knows tasks by name.
+Without one, the listener has an app with Celery's settings only, and imports no task: it knows tasks by name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from listener.daemon.database_url import home_schema
 from listener.daemon.load_routes import load_router
 from listener.daemon.settings import ListenerSettings, RouteSettings
 
-# Celery takes as long to load as all else that `routes` needs: it is loaded for those who need an app.
+# Loading Celery takes as long as everything else that `routes` needs, so it is loaded only if an app is needed.
 if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["cache_url", "celery_app", "router_for"]
 
 _PLAIN_REDIS = ("redis://", "rediss://")
-# Tasks of ours that an app of one's own may use, and where they are.
+# Tasks of cdc-tasks that a user's app may use, and their modules.
 _OUR_TASKS = {
     "cdc_tasks.deliver": "cdc_tasks.notify.delivery",
     "cdc_tasks.refresh_master_cache": "cdc_tasks.master_cache",
@@ -34,7 +34,7 @@ _OUR_TASKS = {
 
 
 def celery_app(settings: ListenerSettings) -> Celery:
-    """Return the app that CDC_APP names, else one with Celery's settings and no tasks.
+    """Return the app that CDC_APP names, or else one with Celery's settings and no tasks.
 
     Raises AppNotFoundError and SettingsError.
     """
@@ -76,7 +76,7 @@ def _found_app(name: str) -> Celery:
 
 
 def router_for(settings: RouteSettings) -> BinlogRouter:
-    """Return the routes: of CDC_ROUTES, and with CDC_APP also those that stand at the app's tasks.
+    """Return the routes of CDC_ROUTES, and with CDC_APP also those at the app's tasks.
 
     Raises RouteError, AppNotFoundError, and what `load_router` raises.
     """
@@ -96,7 +96,7 @@ def router_for(settings: RouteSettings) -> BinlogRouter:
 
 
 def _given_router(app: Celery, settings: RouteSettings) -> BinlogRouter | None:
-    """Return the router of CDC_ROUTES, or else of the app's setting `cdc_routes`; None if neither is set."""
+    """Return the router of CDC_ROUTES, or else of the app setting `cdc_routes`; None if neither is set."""
     reference: Any = settings.cdc_routes if settings.has_routes else app.conf.get("cdc_routes")
     if reference is None or isinstance(reference, BinlogRouter):
         return reference

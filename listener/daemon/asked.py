@@ -1,4 +1,4 @@
-"""What a person writes to say which changes are meant: times, tables and rows; for the commands and the console."""
+"""Times, tables and rows as a person writes them to select changes; for the commands and the console."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from listener.daemon.settings import ListenerSettings
 
 __all__ = ["NotATimeError", "parse_time", "selection_of", "with_schema"]
 
-_LONGEST_CLOCK: Final = 8  # letters: 14:00:00
+_LONGEST_CLOCK: Final = 8  # characters: 14:00:00
 
 
 class NotATimeError(CDCError):
-    """What a person wrote is no time."""
+    """The text is not a time."""
 
 
 def parse_time(text: str) -> datetime:
-    """Return the time: `now`, a time of today, or of yesterday if that is still to come, or a date and time.
+    """Return the time: `now`, a date and time, or a time of today (of yesterday if it would be in the future).
 
     Raise NotATimeError.
     """
@@ -35,7 +35,7 @@ def parse_time(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         raise NotATimeError(
-            f"{text!r} is no time.",
+            f"{text!r} is not a time.",
             hint="Write now, 14:00, or 2026-11-26T14:00:00+01:00.",
         ) from None
 
@@ -47,7 +47,7 @@ def selection_of(
     tables: Sequence[str],
     rows: Sequence[str],
 ) -> Selection:
-    """Return which changes are asked for; `rows` are values of the column id, or COLUMN=VALUE."""
+    """Return the selection of changes; `rows` are values of the column id, or COLUMN=VALUE."""
     return Selection(
         since=since,
         until=until,
@@ -57,7 +57,7 @@ def selection_of(
 
 
 def with_schema(settings: ListenerSettings, table: str) -> tuple[str, str]:
-    """Return schema and name of a table; without a schema it is in that of the database's URL."""
+    """Return the schema and name of a table; the default is the schema of the database URL."""
     schema, dot, name = table.partition(".")
     return (schema, name) if dot else (home_schema(settings.database_url.get_secret_value()), table)
 

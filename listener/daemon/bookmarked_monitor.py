@@ -1,4 +1,4 @@
-"""A binlog's reader that knows where it was, even if the broker has lost the checkpoint."""
+"""A binlog reader that keeps its position even if the broker loses the checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 class BookmarkedMonitor:
     """A BinlogMonitor with a bookmark; fulfils `listener.core.source.Monitor`.
 
-    If the broker has no checkpoint, reading goes on at the bookmark. Without one it is the first start.
+    If the broker has no checkpoint, reading continues at the bookmark. Without a bookmark it is the first start.
     """
 
     def __init__(self, monitor: BinlogMonitor, bookmark: Bookmark) -> None:
@@ -51,7 +51,7 @@ class BookmarkedMonitor:
         self._monitor.open(saved=saved, again=again)
 
     def batches(self, after: str | None) -> Iterator[Batch]:
-        """Yield what lies beyond `after`, or beyond the bookmark; see `Monitor.batches`."""
+        """Yield the changes after `after`, or after the bookmark; see `Monitor.batches`."""
         noted = self._bookmark.read(self.source, wait=after is None)
         if noted and (after is None or _is_before(after, noted)):
             self._report_broker_behind(after, noted)
@@ -66,7 +66,7 @@ class BookmarkedMonitor:
         yield from batches
 
     def acknowledge(self, position: str) -> None:
-        """Move the bookmark. The server has nothing to know: it keeps its log for the time that is set there."""
+        """Move the bookmark. The server is not informed: it keeps its log for a configured time."""
         self._bookmark.published(position)
         self._monitor.acknowledge(position)
 
@@ -90,7 +90,7 @@ class BookmarkedMonitor:
             checkpoint=after,
             bookmark=noted,
             reason="The broker has no checkpoint, or an old one, but a listener with this CDC_NAME has read further: "
-            "the broker was restarted without its data, or with an old copy. Its tasks are lost. Reading goes on at "
+            "the broker was restarted without its data, or with an old copy. Its tasks are lost. Reading continues at "
             f"{'its checkpoint' if after else 'the bookmark'}.",
             hint="Keep the broker's data (appendonly yes). To publish again what it held: CDC_REPLAY_WINDOW=600. "
             f"If it was emptied on purpose, and this is a first start: DEL {self._bookmark.key} in CACHE_URL",
@@ -108,7 +108,7 @@ class BookmarkedMonitor:
 
 
 def _is_before(position: str, other: str) -> bool:
-    """Return whether a place lies before another one in a server's log; False for places of two servers."""
+    """Return whether one position is before another in a server's log; False for positions of two servers."""
     ours, theirs = BinlogPosition.parse(position), BinlogPosition.parse(other)
     if ours.server != theirs.server:
         return False

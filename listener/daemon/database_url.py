@@ -22,7 +22,7 @@ class DatabaseType(StrEnum):
 
 
 class UnknownDatabaseTypeError(CDCError):
-    """DATABASE_URL names no database that the listener can read."""
+    """DATABASE_URL does not name a database that the listener can read."""
 
 
 _DIALECTS: Final = {
@@ -34,10 +34,10 @@ _DIALECTS: Final = {
 
 
 def detect_database_type(url: str) -> DatabaseType:
-    """Return it from the URL's scheme, also SQLAlchemy's `dialect+driver://`; raises UnknownDatabaseTypeError."""
+    """Return it from the URL's scheme, SQLAlchemy's `dialect+driver://` included. Raise UnknownDatabaseTypeError."""
     match = _SCHEME.match(url)
     if not match:
-        raise UnknownDatabaseTypeError("no URL with a scheme such as postgresql:// or mysql://")
+        raise UnknownDatabaseTypeError("not a URL with a scheme such as postgresql:// or mysql://")
     dialect = match["dialect"].lower()
     if dialect not in _DIALECTS:
         raise UnknownDatabaseTypeError(
@@ -47,16 +47,16 @@ def detect_database_type(url: str) -> DatabaseType:
 
 
 def home_schema(url: str) -> str:
-    """Return the schema of an application's tables: `public`, on MySQL the database that the URL names.
+    """Return the schema of an application's tables: `public`; on MySQL the database that the URL names.
 
-    Raises UnknownDatabaseTypeError, also if a URL of MySQL names no database.
+    Raise UnknownDatabaseTypeError, also if a MySQL URL names no database.
     """
     if detect_database_type(url) is DatabaseType.POSTGRESQL:
         return "public"
     database = unquote(urlsplit(url).path.lstrip("/"))
     if not database:
         raise UnknownDatabaseTypeError(
-            "DATABASE_URL names no database, and the routes need one.",
+            "DATABASE_URL names no database, but the routes need one.",
             hint="Write mysql://host:port/database, or name the schema in your own routes.",
             code="no_database_name",
         )

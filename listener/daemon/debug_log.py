@@ -1,4 +1,4 @@
-"""The listener's log at `debug`: each batch, and each of its changes with what it fired; no values of rows."""
+"""The listener's log at `debug`: each batch, and each of its changes with the tasks it fired; no row values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROOT: Final = logging.getLogger()  # it has the listener's level
 
 
 def told_at_debug(fired: Iterable[Call | Parked], batch: Batch) -> Iterable[Call | Parked]:
-    """Return what is fired as it is; at `debug` also log it, once it is published. Idle batches are not logged."""
+    """Return the fired tasks unchanged; at `debug` also log them once published. Idle batches are not logged."""
     if not _ROOT.isEnabledFor(logging.DEBUG) or not (batch.changes or batch.chunk):
         return fired
     return _told(fired, batch)

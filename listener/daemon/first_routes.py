@@ -1,4 +1,4 @@
-"""A first file of routes, for the tables that are there: pure, from what was read of them to Python."""
+"""A first file of routes for the existing tables: a pure function from table descriptions to Python text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["obstacle", "option_for", "routes_file", "split_by_use"]
 
 _WIDTH: Final = 88  # of most formatters
 _GLOB: Final = re.compile(r"([*?[])")
-# Who keeps these, and no application waits for their rows.
+# Tables of tools, by their owner; no application needs their rows.
 _HOUSEKEEPING: Final = {
     "alembic_version": "Alembic",
     "ar_internal_metadata": "Rails",
@@ -27,13 +27,13 @@ _SPEAKING: Final = ("status", "state", "name", "title")  # columns that make an 
 
 
 def obstacle(table: ExistingTable) -> str:
-    """Return why the file has the table only as a comment; empty if it has a route for it."""
+    """Return why the table is only a comment in the file; empty if it has a route."""
     keeper = _HOUSEKEEPING.get(table.name)
     return f"of {keeper}." if keeper else table.obstacle
 
 
 def split_by_use(tables: Sequence[ExistingTable]) -> tuple[list[ExistingTable], list[ExistingTable]]:
-    """Return the tables that get a route, and those that are left out."""
+    """Return the tables with a route, and those left out."""
     used = [each for each in tables if not obstacle(each)]
     return used, [each for each in tables if obstacle(each)]
 
@@ -53,7 +53,7 @@ def routes_file(tables: Sequence[ExistingTable], *, module: str, home: str, app:
         "",
         "CHANGES = [EventType.INSERT, EventType.UPDATE, EventType.DELETE]",
         "",
-        "# Each table with its key: a task gets these columns, and no others.",
+        "# Each table with its key: a task gets only these columns.",
         *_mapping("TABLES", [(_text(_escaped(each.name)), each) for each in at_home]),
     ]
     if any(each in used for each in elsewhere):
@@ -69,7 +69,7 @@ def _docstring(module: str, example: ExistingTable, app: str | None) -> str:
     column = next((each for each in _SPEAKING if each in example.columns), example.columns[-1])
     text = f'''"""Which change fires which task: yours to edit.
 
-Take out the tables that no task waits for. Each other one fires a task:
+Remove the tables that no task needs. Each other table fires a task:
 
     from cdc_tasks import RowChange
     from {_celery_app(app)} import app
@@ -79,7 +79,7 @@ Take out the tables that no task waits for. Each other one fires a task:
         change = RowChange.from_message(message)
 
 {_where_tasks_are(app, name, column, example.key[0])}
-A route of its own says more (`changed` and `became` are in cdc_tasks):
+A separate route can be more specific (`changed` and `became` are in cdc_tasks):
 
     router.register(
         schema,
@@ -102,14 +102,14 @@ def _celery_app(app: str | None) -> str:
 
 
 def option_for(app: str | None) -> str:
-    """Return the option that names the app, with a space behind it; empty without an app."""
+    """Return the option that names the app, followed by a space; empty without an app."""
     return f"-A {app} " if app else ""
 
 
 def _where_tasks_are(app: str | None, table: str, column: str, key: str) -> str:
     if app is None:
-        return "CDC_TASK_MODULES names the module that has it, for the worker.\n"
-    return f"""Or the route stands on the task, and the file is not needed for it:
+        return "For the worker, CDC_TASK_MODULES names the module with the task.\n"
+    return f"""Or put the route on the task, without this file:
 
     from celery import shared_task
     from cdc_tasks import UPDATE, changed, on_change
@@ -175,7 +175,7 @@ def _task(table: ExistingTable) -> str:
 
 
 def _escaped(name: str) -> str:
-    """Return the name as a route takes it: what would be a glob stands for itself."""
+    """Return the name as a route takes it, with the characters of globs escaped."""
     return _GLOB.sub(r"[\1]", name)
 
 

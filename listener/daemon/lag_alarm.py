@@ -1,4 +1,4 @@
-"""An alarm before the database's disk is full: the log that is kept for us grows while nothing publishes it."""
+"""An alarm before the database's disk is full: the log kept for us grows while nothing is published."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _EVERY = 30.0  # seconds
 
 
 class LagAlarm:
-    """Looks at the source in a thread beside the listener's loop, which may wait for the broker, and warns."""
+    """Checks the source and warns, in its own thread: the listener's loop may be waiting for the broker."""
 
     def __init__(self, read: Callable[[], SourceStatus], limit: int, *, every: float = _EVERY) -> None:
-        """`read` uses its own session; `limit` in bytes of log that is kept; `every` in seconds."""
+        """`read` uses its own session; `limit` is in bytes of kept log; `every` in seconds."""
         self._read = read
         self._limit = limit
         self._every = every
@@ -32,11 +32,11 @@ class LagAlarm:
         self._is_on = False
 
     def look(self) -> None:
-        """Look once: warn while too much log is kept or too little room is left; log when that is over."""
+        """Check once: warn while too much log is kept or too little room is left; log when that has ended."""
         try:
             source = self._read()
         except CDCError as error:
-            log.debug("lag_unknown", reason=error.message)  # the loop meets the same error, and logs it
+            log.debug("lag_unknown", reason=error.message)  # the loop gets the same error, and logs it
             return
         if source.unseen:
             log.error("tables_unseen", tables=source.unseen, hint="python -m listener check")

@@ -1,4 +1,4 @@
-"""Finding the routes that CDC_ROUTES names."""
+"""Load the routes that CDC_ROUTES names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["load_router"]
 def load_router(reference: str, database_url: str | None) -> BinlogRouter:
     """Return the router at `module:attribute`; a function is called.
 
-    A function with a parameter `schema` gets the database's home schema, if there is a `database_url`: so the same
+    A function with a parameter `schema` gets the database's home schema if there is a `database_url`, so the same
     routes work on PostgreSQL and MySQL. Raises UnknownDatabaseTypeError if the URL names no schema, and RouteError for
     whatever the user's module raises: with its file and line.
     """
@@ -56,7 +56,7 @@ def _call(reference: str, setup: Callable[..., Any], database_url: str | None) -
 
 
 def _arguments(reference: str, setup: Callable[..., Any], database_url: str | None) -> dict[str, str]:
-    """Return the arguments for the routes function; raise RouteError if it asks for others."""
+    """Return the arguments for the routes function. Raise RouteError if it needs others."""
     expected = signature(setup)
     given = {}
     if database_url is not None and "schema" in expected.parameters:
@@ -75,7 +75,7 @@ def _arguments(reference: str, setup: Callable[..., Any], database_url: str | No
 
 
 def _failed(reference: str, error: BaseException) -> RouteError:
-    """Return the error for what the user's module has raised."""
+    """Return the error for an exception in the user's module."""
     message = f"CDC_ROUTES={reference} cannot be used: {mistake(error)}"
     if isinstance(error, CDCError):
         return RouteError(message, hint=error.hint, code=error.code)

@@ -1,4 +1,4 @@
-"""The loop: read, route, publish, acknowledge; and what happens when the source goes away."""
+"""The loop: read, route, publish, acknowledge; and the reaction to a lost source."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["Listener"]
 
 log = structlog.get_logger()
 
-_REPLAY_BESIDE: Final = 0.03  # seconds that a replay may take after each batch of changes
-_REPLAY_ALONE: Final = 0.2  # the same, after a batch without any
+_REPLAY_BESIDE: Final = 0.03  # seconds for a replay after each batch with changes
+_REPLAY_ALONE: Final = 0.2  # the same, after a batch without changes
 
 
 class Listener:
-    """Hands the changes of one source to one broker until `stop`."""
+    """Publishes the changes of one source to one broker until `stop`."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Listener:
         rates: RateNotes | None = None,
         recent: RecentChanges | None = None,
     ) -> None:
-        """With a `meter` it counts what it does, with `rates` also while a console looks.
+        """With a `meter` it counts its work, with `rates` also while a console is open.
 
-        With `recent` it notes what came and what that fired.
+        With `recent` it notes the changes and what they fired.
         """
         self.monitor = self._monitor = monitor
         self.meter = self._meter = meter
@@ -74,11 +74,11 @@ class Listener:
 
     @property
     def retries(self) -> Sequence[Retry]:
-        """The waits for servers that are away; any thread may read them."""
+        """The waits for unavailable servers; any thread may read them."""
         return self._retry, self._retry_broker, *self._publisher.retries
 
     def run(self) -> None:
-        """Run until `stop`; raises CDCError if a person is needed. Nothing unpublished is ever acknowledged."""
+        """Run until `stop`. Raise CDCError if a person has to act. Nothing is acknowledged before it is published."""
         try:
             if self._control is not None:
                 self._retry_broker.call(self._control.begin)
@@ -99,7 +99,7 @@ class Listener:
                 self._recent.close()
 
     def stop(self) -> None:
-        """Finish the batch in hand, acknowledge it, and return from `run`; may be called from a signal handler."""
+        """Finish the current batch, acknowledge it, and return from `run`; may be called from a signal handler."""
         self._wakeup.set()
         self._monitor.stop()
         self._publisher.stop()
@@ -111,7 +111,7 @@ class Listener:
         self._monitor.open(saved=read(), again=read)
 
     def _stream(self) -> None:
-        """Publish until the source is lost or we are stopped."""
+        """Publish until the source is lost or the listener is stopped."""
         try:
             self._publish(after=self._publisher.attach(self._monitor.source))
         except (SourceLostError, CheckpointMovedError) as error:
@@ -156,7 +156,7 @@ class Listener:
         self._acknowledge(publisher.flush())
 
     def _fired(self, batch: Batch) -> tuple[Iterable[Call | Parked], Sequence[RedisCommand]]:
-        """Return what the batch and its chunk of a backfill fire, and what else belongs to their step."""
+        """Return the tasks that the batch and its backfill chunk fire, and the rest of their step."""
         control = self._control
         also: Sequence[RedisCommand] = ()
         fired: Iterable[Call | Parked] = self._router.tasks_for(batch.changes)
@@ -184,7 +184,7 @@ class Listener:
         self._hold(control, lambda: self._keep_up(batch.position))
 
     def _hold(self, control: Control, keep_up: Callable[[], None]) -> None:
-        """Wait while a person has paused the stream."""
+        """Wait while the stream is paused."""
         meter = self._meter
         if meter is None:
             control.hold(self._wakeup, keep_up)
@@ -201,7 +201,7 @@ class Listener:
             meter.is_held = False
 
     def _replay(self, replays: Replays, batch: Batch) -> None:
-        """Publish what a replay fires; only for a moment, as the stream waits meanwhile."""
+        """Publish what a replay fires; only briefly, because the stream waits meanwhile."""
         for fired, also in replays.steps(_REPLAY_BESIDE if batch.changes else _REPLAY_ALONE):
             if self._meter is not None:
                 self._meter.fired(Batch((), batch.position), fired)
@@ -211,7 +211,7 @@ class Listener:
             self._acknowledge(confirmed)
 
     def _keep_up(self, position: str) -> None:
-        """Let the publisher release what it deferred, while the stream is paused."""
+        """Let the publisher release deferred tasks while the stream is paused."""
         self._acknowledge(self._publisher.publish((), checkpoint=position))
 
     def _acknowledge(self, position: str | None) -> None:

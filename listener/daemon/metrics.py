@@ -40,7 +40,7 @@ SINCE_2000: Final = (
 def metrics_of(
     settings: ListenerSettings, router: BinlogRouter, listener: Listener
 ) -> AbstractContextManager[Any]:
-    """Return what serves the pages as long as it is entered; the port is taken now.
+    """Return a context manager that serves the pages while it is entered; the port is bound now.
 
     Raise MetricsAddressError, MissingExtraError.
     """
@@ -101,6 +101,6 @@ def _queues(
 
 
 def _of_workers(settings: ListenerSettings, app: Celery, *, on_redis: bool) -> RedisConnection:
-    """Return a connection to the Redis where workers keep what they count, as `cdc_tasks.cache` finds it."""
+    """Return a connection to the Redis with the workers' counters, as `cdc_tasks.cache` finds it."""
     is_in_broker = settings.cdc_app is not None and not is_set(TWINS["CACHE_URL"]) and on_redis
     return RedisConnection.of_broker(app) if is_in_broker else RedisConnection.of_cache(cache_url(settings))

@@ -39,7 +39,7 @@ __all__ = [
 def make_binlog_monitor(
     settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool, from_start: bool
 ) -> Monitor:
-    """Return the reader of the binlog with its bookmark, not yet connected."""
+    """Return the binlog reader with its bookmark, not yet connected."""
     reader = BinlogMonitor(
         settings.database_url.get_secret_value(),
         name=settings.cdc_name,
@@ -60,7 +60,7 @@ def make_binlog_monitor(
 def binlog_history(
     settings: ListenerSettings, routes: Sequence[Route], checkpoint: Callable[[], str | None]
 ) -> BinlogHistory:
-    """Return the log as a replay of these routes reads it; nothing is opened yet."""
+    """Return the log as a replay of these routes reads it, not opened yet."""
 
     def saved() -> BinlogPosition | None:
         text = checkpoint()
@@ -70,7 +70,7 @@ def binlog_history(
 
 
 def make_binlog_tail(settings: ListenerSettings, selected: BinlogRouter) -> Tail:
-    """Return what looks at the log of the tables that `selected` selects, not yet connected."""
+    """Return a tail of the log for the tables that `selected` selects, not yet connected."""
     return BinlogTail(settings.database_url.get_secret_value(), routes=selected.routes)
 
 
@@ -94,7 +94,7 @@ def read_binlog_status(settings: ListenerSettings, checkpoint: str | None) -> So
 
 
 def make_binlog_gauge(settings: ListenerSettings) -> BinlogGauge:
-    """Return what asks the server how far it is, not yet connected."""
+    """Return a query of the server's position, not yet connected."""
     return BinlogGauge(settings.database_url.get_secret_value(), settings.cdc_name)
 
 

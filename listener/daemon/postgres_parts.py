@@ -33,7 +33,7 @@ __all__ = [
 
 
 def make_wal_monitor(settings: ListenerSettings, router: BinlogRouter, *, accept_gap: bool) -> Monitor:
-    """Return the reader of the WAL, not yet connected."""
+    """Return the WAL reader, not yet connected."""
     return PostgresWALMonitor(
         settings.database_url.get_secret_value(),
         slot=settings.slot,
@@ -55,7 +55,7 @@ def make_wal_tail(
     selected: BinlogRouter,
     needed: Sequence[tuple[str, str]],
 ) -> Tail:
-    """Return what looks at the log of the tables that `selected` selects, not yet connected; `needed` must be seen."""
+    """Return a tail of the log for the tables that `selected` selects, not yet connected; `needed` must be visible."""
     return WALTail(
         settings.database_url.get_secret_value(),
         publication=settings.publication,
@@ -97,7 +97,7 @@ def ask_wal_status(
     published: str | None,
     notes: str | None,
 ) -> SourceStatus:
-    """Return the same, in a session that is kept."""
+    """Return the same, in a session that stays open."""
     return gauge.read_with_tables(
         published,
         publication=settings.publication if settings.cdc_plugin == "pgoutput" else None,
@@ -107,7 +107,7 @@ def ask_wal_status(
 
 
 def make_wal_gauge(settings: ListenerSettings) -> PostgresGauge:
-    """Return what asks the server how far it is, not yet connected."""
+    """Return a query of the server's position, not yet connected."""
     return PostgresGauge(settings.database_url.get_secret_value(), settings.slot)
 
 

@@ -1,7 +1,7 @@
-"""New routes without a stop: try them in a process of their own, then run this program again in place of itself.
+"""New routes without a stop: try them in a separate process, then run this program again in the same process.
 
-Python cannot load changed modules again without leaving old ones behind. So the listener ends at the end of a batch and
-calls `exec`: the process and its id stay, all code is loaded again, and reading goes on at the checkpoint. Before that,
+Python cannot reload changed modules without keeping parts of the old ones. So the listener stops after a batch and
+calls `exec`: the process id stays, all code is loaded again, and reading continues at the checkpoint. Before that,
 `check` runs with the new code in another process. If it finds a problem, the old routes stay in force.
 """
 
@@ -23,8 +23,8 @@ from cdc_tasks.errors import CDCError
 
 __all__ = ["ReloadError", "Reloading", "run_again"]
 
-_LOOK_EVERY: Final = 1.0  # seconds between two looks at the files
-_ONLY_ONCE: Final = {"--accept-gap", "--from-start"}  # what a person asked for at the start
+_LOOK_EVERY: Final = 1.0  # seconds between two checks of the files
+_ONLY_ONCE: Final = {"--accept-gap", "--from-start"}  # requested for the first start only
 _LONGEST: Final = 120.0  # seconds for the trial
 
 
@@ -33,33 +33,33 @@ class ReloadError(CDCError):
 
 
 class Reloading:
-    """Tries new routes in another process, and notes when the listener is to start again."""
+    """Tries new routes in another process, and notes when the listener should restart."""
 
     def __init__(self) -> None:
-        self.stop: Callable[[], None] = _nothing  # ends the listener after its batch
+        self.stop: Callable[[], None] = _nothing  # stops the listener after its batch
         self._trial: subprocess.Popen[bytes] | None = None
         self._output: Any = None
         self._started_at = 0.0
         self._is_asked = False
         self._watched: _Files | None = None
-        self.is_wanted = False  # the listener has ended in order to start again
+        self.is_wanted = False  # the listener has stopped in order to restart
 
     def watch_files(self) -> None:
-        """Let a changed file of the user's own modules, those that are loaded now, ask for a reload too."""
+        """Also request a reload if a file of the user's loaded modules changes."""
         self._watched = _Files()
 
     def ask(self) -> None:
-        """Ask for a reload; may be called from a signal handler."""
+        """Request a reload; may be called from a signal handler."""
         self._is_asked = True
 
     @property
     def is_due(self) -> bool:
-        """Whether a signal or a changed file asks for a reload; asks once for each."""
+        """Whether a signal or a changed file requests a reload; True once for each."""
         asked, self._is_asked = self._is_asked, False
         return asked or (self._watched is not None and self._watched.have_changed())
 
     def start(self) -> None:
-        """Begin to try the routes as they are now; does not wait."""
+        """Start to try the routes as they are now; do not wait."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `result`
         self._started_at = monotonic()
         self._trial = subprocess.Popen(
@@ -70,9 +70,9 @@ class Reloading:
         )
 
     def result(self) -> CDCError | str | None:
-        """Return None while it is not known, then an error, or in words what will be in force."""
+        """Return None while the trial runs, then an error, or a text about the routes that will be in force."""
         if self._trial is None:
-            return ReloadError("Nothing is being tried.")
+            return ReloadError("No routes are being tried.")
         if self._trial.poll() is None:
             if monotonic() - self._started_at < _LONGEST:
                 return None
@@ -84,7 +84,7 @@ class Reloading:
             return _judged(status, output.read().decode(errors="replace"))
 
     def reload(self) -> None:
-        """End the listener, so that `run_again` follows."""
+        """Stop the listener, so that `run_again` follows."""
         self.is_wanted = True
         self.stop()
 
@@ -94,7 +94,7 @@ def _nothing() -> None:
 
 
 def _judged(status: int, output: str) -> CDCError | str:
-    """Return what `check --json` found, as an error or in words."""
+    """Return the result of `check --json`, as an error or a text."""
     try:
         found = json.loads(output)
     except ValueError:
@@ -117,26 +117,26 @@ def _judged(status: int, output: str) -> CDCError | str:
         )
     if status:
         return ReloadError(f"check ended with status {status}.", code="reload_refused")
-    return "The routes are loaded again."
+    return "The routes are reloaded."
 
 
 def _program() -> list[str]:
-    """Return the words that started this program, up to its own arguments."""
+    """Return the command that started this program, without its own arguments."""
     words = sys.orig_argv
     return [sys.executable, *words[1 : len(words) - len(sys.argv) + 1], *_before_command()]
 
 
 def _before_command() -> list[str]:
-    """Return the options in front of the command, such as `-A shop`."""
+    """Return the options before the command, such as `-A shop`."""
     arguments = sys.argv[1:]
     return arguments[: arguments.index("run")] if "run" in arguments else arguments
 
 
 def run_again() -> None:
-    """Run this program again in place of itself. Does not return."""
+    """Run this program again in the same process. Does not return."""
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
-    )  # stays so until the new program takes it; by default it would end it
+    )  # until the new program handles it; by default it would end the program
     words = [sys.executable, *sys.orig_argv[1:]]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -144,7 +144,7 @@ def run_again() -> None:
 
 
 class _Files:
-    """The files of the user's own modules: those that are loaded, but not from an installed package."""
+    """The files of the user's own modules: loaded, and not from an installed package."""
 
     def __init__(self) -> None:
         self._times = dict(_user_files())
@@ -152,7 +152,7 @@ class _Files:
         self._looked_at = monotonic()
 
     def have_changed(self) -> bool:
-        """Return whether one has changed, and has then been left alone between two looks."""
+        """Return whether a file has changed, and has not changed again between two checks."""
         if monotonic() - self._looked_at < _LOOK_EVERY:
             return False
         self._looked_at = monotonic()

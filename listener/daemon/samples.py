@@ -1,4 +1,4 @@
-"""Asking the servers for what `/metrics` shows: each reader has a session of its own, and keeps it."""
+"""Read from the servers what `/metrics` shows: each reader has its own session, and keeps it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = ["RabbitQueues", "RedisQueues", "StoreReader", "WorkerReader", "queues
 
 _HELD_ON_RABBITMQ: Final = "cdc:held-keys"
 _DEAD_LETTERS: Final = "cdc:dead-letters:by-task"
-_MOST_TASKS: Final = 200  # that have a number of their own: messages of anybody may name any task
+_MOST_TASKS: Final = 200  # with their own number: a message from anyone may name any task
 _OTHERS: Final = "(others)"
 
 
 class StoreReader:
-    """Reads what is kept beside the checkpoint."""
+    """Reads the data stored with the checkpoint."""
 
     def __init__(self, redis: RedisConnection, name: str, *, is_broker: bool) -> None:
         """`name` is CDC_NAME; `is_broker`: this Redis is the broker, else the cache."""
@@ -75,7 +75,7 @@ class StoreReader:
 
 
 class WorkerReader:
-    """Reads what workers counted, in the Redis where they keep dead letters."""
+    """Reads the workers' counters, in the Redis with the dead letters."""
 
     def __init__(self, redis: RedisConnection) -> None:
         self._redis = redis
@@ -94,13 +94,13 @@ class WorkerReader:
 
 
 def _numbers(answer: Any) -> dict[str, int]:
-    """Return the fields of HGETALL's answer: a dict in RESP3, a list in RESP2."""
+    """Return the fields of an HGETALL reply: a dict in RESP3, a list in RESP2."""
     pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
     return {name.decode(errors="replace"): int(value) for name, value in pairs}
 
 
 def _bounded(numbers: Mapping[str, int]) -> dict[str, int]:
-    """Return the largest; the others as one."""
+    """Return the largest, and the others as one."""
     names = sorted(numbers, key=lambda name: (-numbers[name], name))
     found = {name: numbers[name] for name in names[:_MOST_TASKS]}
     if others := sum(numbers[name] for name in names[_MOST_TASKS:]):
@@ -112,9 +112,9 @@ def _bounded(numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def queues_of(app: Celery, routes: Sequence[Route]) -> dict[str, list[Route]]:
-    """Return the queues of the settings and of the routes, each with the routes whose tasks go there.
+    """Return the queues of the settings and the routes, each with the routes whose tasks go there.
 
-    Celery's default queue, which others may use too, is among them only if a route's tasks go there.
+    Celery's default queue, which others may also use, is included only if a route's tasks go there.
     """
     needed: dict[str, list[Route]] = {}
     for route in routes:
@@ -126,20 +126,20 @@ def queues_of(app: Celery, routes: Sequence[Route]) -> dict[str, list[Route]]:
 def _queue_of(app: Celery, route: Route) -> str | None:
     try:
         options = make_message(app, route).options
-    except CDCError:  # the listener meets it too, and says it
+    except CDCError:  # the listener gets it too, and reports it
         return None
     return str(options["queue"].name) if "queue" in options else None
 
 
 class RedisQueues:
-    """Reads the lengths of Redis' lists, and which message is the oldest of each."""
+    """Reads the lengths of the Redis lists, and the oldest message of each."""
 
     def __init__(self, app: Celery, queues: Mapping[str, Sequence[Route]], ages: QueueAges) -> None:
         self._redis = RedisConnection.of_broker(app)
         self._app = app
         self._queues = queues
         self._ages = ages
-        self._lists: dict[str, list[str]] = {}  # queue -> its lists, of each priority
+        self._lists: dict[str, list[str]] = {}  # queue -> its lists, one per priority
 
     def __call__(self) -> QueueSample:
         lists = self._lists or self._look_up_lists()
@@ -174,7 +174,7 @@ class RedisQueues:
 
 
 def _id_of(message: bytes | None) -> str | None:
-    """Return a task's id; a message that is no task's has an empty one."""
+    """Return a task's id; empty if the message is not a task."""
     if message is None:
         return None
     try:
@@ -184,7 +184,7 @@ def _id_of(message: bytes | None) -> str | None:
 
 
 class RabbitQueues:
-    """Asks RabbitMQ, or another broker of kombu's, for the lengths of the queues."""
+    """Queries RabbitMQ, or another broker of kombu, for the lengths of the queues."""
 
     def __init__(
         self, app: Celery, queues: Mapping[str, Sequence[Route]], ages: QueueAges, meter: Meter
@@ -234,7 +234,7 @@ class RabbitQueues:
 def source_reader(
     settings: ListenerSettings, position: Callable[[], str | None]
 ) -> tuple[Callable[[], SourceStatus], Callable[[], None]]:
-    """Return what asks the database how far it is, and what ends its session; `position` is the checkpoint."""
+    """Return a query of the database's position, and what ends its session; `position` is the checkpoint."""
     gauge: Any
     if settings.database_type is DatabaseType.MYSQL:
         from listener.daemon.mysql_parts import make_binlog_gauge

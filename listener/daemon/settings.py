@@ -29,7 +29,7 @@ def _watchable(url: SecretStr) -> SecretStr:
 
 
 def _known_broker(url: SecretStr) -> SecretStr:
-    from kombu.transport import TRANSPORT_ALIASES  # loads much, and `routes` needs no broker
+    from kombu.transport import TRANSPORT_ALIASES  # slow to load, and `routes` needs no broker
 
     scheme = url.get_secret_value().partition("://")[0].partition("+")[0]
     if scheme not in TRANSPORT_ALIASES:
@@ -49,16 +49,16 @@ def split_address(address: str) -> tuple[str, int]:
     bare = host.removeprefix("[").removesuffix("]")
     is_bracketed = host == f"[{bare}]"
     if not bare or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError("it is no address: write host:port, e.g. 127.0.0.1:9187 or [::1]:9187")
+        raise ValueError("it is not an address: write host:port, e.g. 127.0.0.1:9187 or [::1]:9187")
     if (":" in bare) is not is_bracketed:
-        raise ValueError("an IPv6 address stands in brackets: [::1]:9187")
+        raise ValueError("an IPv6 address needs brackets: [::1]:9187")
     return bare, int(port)
 
 
 def load(kind: type[T]) -> T:
-    """Read the environment; raises SettingsError.
+    """Read the environment. Raise SettingsError.
 
-    With CDC_APP the app has a broker of its own, and CELERY_BROKER_URL and CACHE_URL are what others mean by them.
+    With CDC_APP the app has its own broker, and CELERY_BROKER_URL and CACHE_URL belong to other programs.
     """
     if not os.environ.get("CDC_APP"):
         return load_settings(kind)
@@ -70,7 +70,7 @@ def load(kind: type[T]) -> T:
 
 
 class RouteSettings(Settings):
-    """Where the routes are."""
+    """The settings that name the routes."""
 
     cdc_routes: str = Field(
         "listener.routes:setup_router",
@@ -84,12 +84,12 @@ class RouteSettings(Settings):
         "tasks come from it.",
     )
     database_url: Address | None = Field(
-        None, description="A routes function with a parameter `schema` gets the schema that follows from it."
+        None, description="A routes function with a parameter `schema` gets the schema that it names."
     )
 
     @property
     def has_routes(self) -> bool:
-        """Whether CDC_ROUTES is set, and not its default."""
+        """Whether CDC_ROUTES is set, and not the default."""
         return "cdc_routes" in self.model_fields_set
 
     @property
@@ -136,8 +136,8 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_column_lists: bool = Field(
         default=False,
-        description="true: PostgreSQL 15 and later sends only the columns that routes ask for. "
-        "See docs/operating.md for what migrations have to do then.",
+        description="true: PostgreSQL 15 and later sends only the columns that routes use. "
+        "Migrations then have to follow docs/operating.md.",
     )
     cdc_server_id: int | None = Field(
         None,
@@ -148,14 +148,14 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     )
     cdc_durability: Literal["memory", "fsync", "replicated"] = Field(
         "memory",
-        description="When the database may drop a change: once the broker has it in memory, "
+        description="When the database may drop a change: when the broker has it in memory, "
         "on its disk (fsync), or on a replica (replicated).",
     )
     cdc_batch_size: int = Field(
         1000,
         ge=1,
         le=100_000,
-        description="Up to this many changes are published at a time, which bounds the memory.",
+        description="Up to this many changes are published at a time, which limits the memory.",
     )
     cdc_batch_wait: float = Field(
         1.0,
@@ -167,14 +167,14 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
         0.5,
         gt=0,
         le=3600,
-        description="At least this many seconds are between two tasks of a route with coalesce=True.",
+        description="At least this many seconds pass between two tasks of a route with coalesce=True.",
     )
     cdc_replay_window: float = Field(
         0.0,
         ge=0,
         le=7 * 86_400,
-        description="If the broker lost its data, the listener publishes again what it published in this many seconds "
-        "before. PostgreSQL keeps that much more log on its disk; MySQL and MariaDB have it anyway.",
+        description="If the broker lost its data, the listener publishes the changes of this many seconds again."
+        " PostgreSQL keeps that much more log on its disk; MySQL and MariaDB have it anyway.",
     )
     cdc_max_queue: int | None = Field(
         None,
@@ -202,36 +202,36 @@ class ListenerSettings(LogSettings, RouteSettings, ConnectionSettings):
     cdc_metrics_address: Annotated[str | None, AfterValidator(_servable)] = Field(
         None,
         description="Where /metrics, /livez and /readyz are served, e.g. 127.0.0.1:9187 or [::1]:9187; if not set, "
-        "nowhere. The pages have numbers and no rows, and ask for no password.",
+        "nowhere. The pages have numbers and no rows, and need no password.",
     )
     cdc_queue_alarm: float = Field(
         300.0,
         gt=0,
-        description="The alert for a queue that is not emptied comes when its oldest message has waited this many "
+        description="Alert for a queue that is not emptied when its oldest message has waited this many "
         "seconds.",
     )
 
     cdc_recent_size: ByteSize = Field(
         ByteSize(64 * 1024**2),
-        description="How much of Redis' memory the recent changes may take: what came last, with each row's key, and "
-        "what it fired, for `changes` and the console. The default is enough for about a million. 0: nothing is noted.",
+        description="How much Redis memory the recent changes may use: the last changes, each with its row's key and "
+        "the tasks it fired, for `changes` and the console. The default holds about a million. 0: nothing is noted.",
     )
 
     cdc_journal: str | None = Field(
         None,
         min_length=1,
-        description="A directory for the journal: the changes that the listener read, to be looked up and fired again. "
+        description="A directory for the journal: the changes that the listener read, to look them up and replay them. "
         "It has whole rows, so keep it as safe as the database. If not set, there is no journal.",
     )
     cdc_journal_age: float = Field(
         7 * 86_400.0,
         gt=0,
-        description="The journal drops what is older than this many seconds.",
+        description="The journal drops changes older than this many seconds.",
     )
     cdc_journal_size: ByteSize = Field(
         ByteSize(1024**3),
         ge=1_000_000,
-        description="The journal drops the oldest when it has more than this, e.g. 500MB or 2GiB.",
+        description="The journal drops the oldest changes when it is larger than this, e.g. 500MB or 2GiB.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""What `check` finds in the settings: misspelt variables, no routes, the sample's routes on another database."""
+"""What `check` finds in the settings: misspelt variables, no routes, the sample routes on another database."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from listener.daemon.settings import RouteSettings
 
 __all__ = ["NO_ROUTES", "find_in_routes", "find_in_variables"]
 
-NO_ROUTES: Final = "Write a first file of routes for the tables that are there: python -m listener init"
+NO_ROUTES: Final = "Write a first file of routes for the existing tables: python -m listener init"
 _SAMPLE: Final = str(RouteSettings.model_fields["cdc_routes"].default)
 
 
 def find_in_variables() -> Iterator[Finding]:
-    """Yield a warning for each variable CDC_… that nothing reads."""
+    """Yield a warning for each unused variable CDC_…."""
     for variable, hint in unknown_variables().items():
         yield Finding(
             what=variable,
             state=State.WARNING,
             code="unknown_variable",
-            found="is set, and nothing reads it",
+            found="is set, but not used",
             hint=hint,
         )
 
@@ -31,7 +31,7 @@ def find_in_variables() -> Iterator[Finding]:
 def find_in_routes(
     settings: RouteSettings, router: BinlogRouter, others: Sequence[Finding]
 ) -> Iterator[Finding]:
-    """Yield a warning if there are no routes, or if they are the sample's and `others` say that its tables are not."""
+    """Yield a warning if there are no routes, or if they are the sample's and `others` report its tables missing."""
     if not (router.routes or router.accepted):
         found = f"CDC_ROUTES={settings.cdc_routes} has none: nothing fires a task"
         yield Finding(what="routes", state=State.WARNING, code="no_routes", found=found, hint=NO_ROUTES)
@@ -40,7 +40,7 @@ def find_in_routes(
             what="routes",
             state=State.WARNING,
             code="sample_routes",
-            found="these are the routes of the sample help desk, and this database does not have its tables",
+            found="these are the routes of the sample help desk, but this database does not have its tables",
             hint=f"{NO_ROUTES}\nThen name it: export CDC_ROUTES=module:setup_router\n"
             "Or create the tables of the sample: python -m cdc_tasks create-schema",
         )

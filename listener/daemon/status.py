@@ -1,4 +1,4 @@
-"""How far the listener is, and how far the database is."""
+"""The positions of the listener and the database."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ __all__ = ["SavedPosition", "Status", "ask_saved_position", "read_saved_position
 
 
 class SavedPosition(NamedTuple):
-    """The checkpoint as the broker holds it, and what is parked beside it."""
+    """The checkpoint in the broker, and the data stored with it."""
 
     position: str | None
-    as_of: datetime | None  # when the last change up to it was committed
+    as_of: datetime | None  # commit time of the last change before the position
     parked: int
     notes: str | None = None  # in the source's own format
     pause: Pause | None = None  # the listener waits: a queue is longer than CDC_MAX_QUEUE
-    set_aside: Mapping[str, int] = MappingProxyType({})  # queue -> how many tasks wait beside it
+    set_aside: Mapping[str, int] = MappingProxyType({})  # queue -> tasks set aside
     commit_wait: CommitWait | None = None  # the listener waits: sessions do not see a transaction yet
 
     @property
     def resumed(self) -> Saved | None:
-        """What the source gets at the next start."""
+        """The part that the source gets at the next start."""
         return None if self.position is None else Saved(self.position, self.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All that `python -m listener status` shows."""
+    """Everything that `python -m listener status` shows."""
 
     name: str
     source: SourceStatus
     saved: SavedPosition
     lag_alarm: int
-    offers: tuple[str, ...] = ()  # commands that bring tables up to date after an accepted gap
+    offers: tuple[str, ...] = ()  # commands that update tables after an accepted gap
 
     @property
     def is_healthy(self) -> bool:
-        """Whether a listener reads, and reads all that the routes name; a lag may pass by itself."""
+        """Whether a listener reads all tables that the routes name. A lag does not count: it may end by itself."""
         source = self.source
         return source.reader is Reader.RUNNING and not (source.unseen or source.problems or source.gaps)
 
     def exit_status(self, *, only_reading: bool) -> int:
-        """Return 0 if all is well, 1 if not `is_healthy`, 3 if it is and there are alarms; 0 then if `only_reading`."""
+        """Return 1 if not `is_healthy`, 3 if there are alarms (0 with `only_reading`), else 0."""
         if not self.is_healthy:
             return 1
         return 3 if any(True for _ in self.alarms) and not only_reading else 0
 
     @property
     def lag_seconds(self) -> float | None:
-        """Up to how long ago the oldest change that is not published yet was committed."""
+        """The age of the oldest unpublished change, at most."""
         if not self.source.lag_bytes:
             return None if self.source.lag_bytes is None else 0.0
         if self.saved.as_of is None:
@@ -73,12 +73,12 @@ class Status:
 
     @property
     def alarms(self) -> Iterator[str]:
-        """What a person should look at, in words."""
+        """What needs attention, as text."""
         return (text for _, text in self._alarms())
 
     @property
     def alarm_codes(self) -> Iterator[str]:
-        """The same for programs: a stable code for each alarm, in the same order."""
+        """The same for programs: a stable code per alarm, in the same order."""
         return (code for code, _ in self._alarms())
 
     def _alarms(self) -> Iterator[tuple[str, str]]:
@@ -100,11 +100,11 @@ class Status:
         for problem in source.problems:
             yield "table_wrong", f"{problem} (hint: python -m listener check)"
         for gap in source.gaps:
-            yield "gap", f"{gap} (to go on without: python -m listener run --accept-gap)"
+            yield "gap", f"{gap} (to continue without: python -m listener run --accept-gap)"
         yield from self._own_alarms()
 
     def _own_alarms(self) -> Iterator[tuple[str, str]]:
-        """Yield those that are not the database's."""
+        """Yield the alarms that do not concern the database."""
         if self.offers:
             yield (
                 "rows_may_be_old",
@@ -114,7 +114,7 @@ class Status:
         if pause := self.saved.pause:
             yield "paused", f"paused since {pause.since}: {_reason(pause)}"
         if wait := self.saved.commit_wait:
-            what = f"the transaction at {wait.position} is in the log, and no session sees it yet"
+            what = f"the transaction at {wait.position} is in the log, but no session sees it yet"
             cure = "a synchronous standby, or a semi-synchronous replica, may have to confirm it"
             yield "commit_not_visible", f"waiting since {wait.since}: {what}: {cure}"
         for queue, count in self.saved.set_aside.items():
@@ -135,7 +135,7 @@ def _reason(pause: Pause) -> str:
 
 
 def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what the broker has under CDC_NAME, and close the connection; raises BrokerAwayError, BrokerError."""
+    """Return what the broker stores under CDC_NAME, and close the connection. Raise BrokerAwayError, BrokerError."""
     try:
         return ask_saved_position(redis, name)
     finally:
@@ -143,7 +143,7 @@ def read_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
 
 
 def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
-    """Return what the broker has under CDC_NAME; raises BrokerAwayError, BrokerError."""
+    """Return what the broker stores under CDC_NAME. Raise BrokerAwayError, BrokerError."""
     prefix = redis.prefixed(f"cdc:{name}")
     answers = redis.send(
         [
@@ -172,7 +172,7 @@ def ask_saved_position(redis: RedisConnection, name: str) -> SavedPosition:
 
 
 def _by_queue(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
-    """Return how many tasks wait beside each queue."""
+    """Return the number of tasks set aside for each queue."""
     found: dict[str, int] = {}
     for name, count in sorted(zip(names, counts, strict=True)):
         if count:

@@ -1,4 +1,4 @@
-"""Building the listener from its settings: the only module that knows all parts."""
+"""Build the listener from its settings: the only module that imports all parts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def make_listener(
     loads_first: bool = False,
     reloading: Reloading | None = None,
 ) -> Listener:
-    """Return the listener, not yet connected to anything."""
+    """Return the listener, not yet connected."""
     monitor = _monitor(settings, router, accept_gap=accept_gap, from_start=from_start)
     publisher = _publisher(settings)
     redis = checkpoint_store(settings)
@@ -131,12 +131,12 @@ def make_listener(
 
 
 def command_queue(settings: ListenerSettings) -> CommandQueue:
-    """Return where the commands to the listener wait."""
+    """Return the commands waiting for the listener."""
     return CommandQueue(checkpoint_store(settings), settings.cdc_name)
 
 
 def backfill_store(settings: ListenerSettings) -> BackfillStore:
-    """Return the backfills, and how far they are."""
+    """Return the backfills with their progress."""
     return BackfillStore(checkpoint_store(settings), settings.cdc_name)
 
 
@@ -149,23 +149,23 @@ def _existing_tables(settings: ListenerSettings) -> ExistingTables:
 
 
 def read_offers(settings: ListenerSettings) -> list[str]:
-    """Return the backfills that the listener offers after an accepted gap, as commands."""
+    """Return the commands of the backfills that the listener offers after an accepted gap."""
     state = control_state(settings)
     state.read()
     return offered_in(state.fields)
 
 
 def replay_store(settings: ListenerSettings) -> ReplayStore:
-    """Return the replays, and how far they are."""
+    """Return the replays with their progress."""
     return ReplayStore(checkpoint_store(settings), settings.cdc_name)
 
 
 def journal_reader(settings: ListenerSettings) -> JournalReader:
-    """Return the journal of CDC_JOURNAL. Raise JournalError if there is none, MissingExtraError."""
+    """Return the journal of CDC_JOURNAL. Raise JournalError if it is not set, MissingExtraError."""
     if settings.cdc_journal is None:
         raise JournalError(
             "There is no journal: CDC_JOURNAL is not set.",
-            hint="Let CDC_JOURNAL name a directory, for the listener and for this command. The journal has what is "
+            hint="Set CDC_JOURNAL to a directory, for the listener and for this command. The journal keeps what is "
             "committed from then on.",
             code="journal_missing",
         )
@@ -173,7 +173,7 @@ def journal_reader(settings: ListenerSettings) -> JournalReader:
 
 
 def replay_histories(settings: ListenerSettings, routes: Sequence[Route]) -> list[History]:
-    """Return what a replay of these routes can read, the journal first. Raise JournalError if there is nothing."""
+    """Return the histories that a replay of these routes can read, the journal first. Raise JournalError if none."""
     found: list[History] = []
     is_binlog = settings.database_type is DatabaseType.MYSQL
     if settings.cdc_journal is not None or not is_binlog:
@@ -197,7 +197,7 @@ def _journal(settings: ListenerSettings) -> Journal | None:
 
 
 def recent_reader(settings: ListenerSettings) -> RecentReader:
-    """Return what reads the recent changes."""
+    """Return a reader of the recent changes."""
     return RecentReader(RecentStore(checkpoint_store(settings), settings.cdc_name))
 
 
@@ -214,7 +214,7 @@ def _recent(settings: ListenerSettings, router: BinlogRouter, state: ControlStat
 
 
 def _keys(settings: ListenerSettings, router: BinlogRouter) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Return the key of each table that a route may watch; raises CDCError."""
+    """Return the key of each table that a route may watch. Raise CDCError."""
     url = settings.database_url.get_secret_value()
     if settings.database_type is not DatabaseType.MYSQL:
         found = read_existing_tables(settings)[1]
@@ -252,7 +252,7 @@ def count_backfill(settings: ListenerSettings, schema: str, table: str, where: s
 
 
 def control_state(settings: ListenerSettings) -> ControlState:
-    """Return what is paused or skipped, once it is read."""
+    """Return what is paused or skipped, after reading it."""
     return ControlState(checkpoint_store(settings), settings.cdc_name)
 
 
@@ -281,9 +281,9 @@ def make_tail(
     selected: BinlogRouter,
     needed: Sequence[tuple[str, str]] = (),
 ) -> Tail:
-    """Return what looks at the log from now on, not yet connected: the tables that routes of `selected` select.
+    """Return a tail of the log from now on, for the tables that routes of `selected` select, not yet connected.
 
-    `router` has the prefixes of enqueued tasks. `needed` are tables that must be seen.
+    `router` has the prefixes of enqueued tasks. `needed` are tables that must be visible.
     """
     if settings.database_type is DatabaseType.MYSQL:
         check_extra("mysql")
@@ -367,7 +367,7 @@ def _check_binlog(settings: ListenerSettings, router: BinlogRouter) -> Iterator[
 
 
 def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[ExistingTable]]:
-    """Return the schema of the application's tables, and the tables that are there; raises CDCError."""
+    """Return the schema of the application's tables, and the existing tables. Raise CDCError."""
     url = settings.database_url.get_secret_value()
     home = home_schema(url)
     if settings.database_type is DatabaseType.MYSQL:
@@ -381,7 +381,7 @@ def read_existing_tables(settings: ListenerSettings) -> tuple[str, list[Existing
 
 
 def _saved(settings: ListenerSettings) -> SavedPosition:
-    """Return what is saved, nothing if the broker is away: another finding says so."""
+    """Return the saved state; empty if the broker is unavailable, which another finding reports."""
     try:
         return read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except CDCError:
@@ -399,7 +399,7 @@ def _position_in_binlog(settings: ListenerSettings) -> str | None:
 
 
 def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
-    """Return how far the listener is; raises CDCError if database or broker does not answer."""
+    """Return the listener's status. Raise CDCError if database or broker does not answer."""
     try:
         saved = read_saved_position(checkpoint_store(settings), settings.cdc_name)
     except BrokerAwayError as error:
@@ -414,7 +414,7 @@ def read_status(settings: ListenerSettings, router: BinlogRouter) -> Status:
 
 
 class StatusReader:
-    """Reads the status again and again, in a session with the database that it keeps; one thread at a time."""
+    """Reads the status repeatedly, in one open database session; one thread at a time."""
 
     def __init__(self, settings: ListenerSettings, router: BinlogRouter) -> None:
         self._settings = settings
@@ -422,7 +422,7 @@ class StatusReader:
         self._gauge: Any = None
 
     def read(self, redis: RedisConnection) -> Status:
-        """Return how far the listener is; `redis` has the checkpoint. Raises what `read_status` raises."""
+        """Return the listener's status; `redis` has the checkpoint. Raises what `read_status` raises."""
         settings, was_open = self._settings, self._gauge is not None
         saved = ask_saved_position(redis, settings.cdc_name)
         state = ControlState(redis, settings.cdc_name)
@@ -432,7 +432,7 @@ class StatusReader:
         except SourceLostError:
             if not was_open:
                 raise
-            source = self._source(saved)  # the session that was kept had ended
+            source = self._source(saved)  # the open session had ended
         return Status(
             name=settings.cdc_name,
             source=source,
@@ -467,7 +467,7 @@ def read_source_status(
     published: str | None = None,
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return what the database reports; `published` is the checkpoint, if it is known, with its `notes`."""
+    """Return what the database reports; `published` is the checkpoint, if known, with its `notes`."""
     if settings.database_type is DatabaseType.MYSQL:
         check_extra("mysql")
         from listener.daemon.mysql_parts import read_binlog_status

@@ -1,1 +1,1 @@
-"""What the listener tells Prometheus and probes: what the loop counts, what servers say, and the pages that show it."""
+"""Metrics and probes: the loop's counters, data from the servers, and the pages that show them."""

@@ -1,4 +1,4 @@
-"""From what is known of the listener to Prometheus' numbers, at the moment of a scrape: it asks no server."""
+"""Converts the listener's known state to Prometheus metrics, at a scrape; queries no server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Where everything that is known of the listener can be read."""
+    """The sources of the listener's known state."""
 
     meter: Meter
     monitor: Monitor
@@ -55,7 +55,7 @@ class Known:
 
     @property
     def servers(self) -> Mapping[str, Sequence[Sampler[Any]]]:
-        """Who asks which server."""
+        """The sampler of each server."""
         broker: list[Sampler[Any]] = [self.queues]
         cache: list[Sampler[Any]] = [self.workers]
         (broker if self.store_is_broker else cache).append(self.store)
@@ -63,12 +63,12 @@ class Known:
 
     @property
     def _needed(self) -> Sequence[str]:
-        """The servers without which nothing goes on: the cache is one where it has the checkpoint."""
+        """The required servers: the cache is one if it has the checkpoint."""
         return ("database", "broker") if self.store_is_broker else ("database", "broker", "cache")
 
     @property
     def up(self) -> Mapping[str, bool]:
-        """Which server answers; without those that have not been asked yet."""
+        """Which server answers, without those not queried yet."""
         return {
             server: all(each.value is not None for each in asking)
             for server, asking in self.servers.items()
@@ -83,7 +83,7 @@ class Known:
 
     @property
     def condition(self) -> Condition:
-        """What a probe decides about."""
+        """The state on which a probe decides."""
         now, meter, store = monotonic(), self.meter, self.store.value
         batch_at = meter.batch_at
         idle = None if batch_at is None else now - batch_at
@@ -104,14 +104,14 @@ class Known:
 
     @property
     def silence(self) -> float:
-        """For how many seconds the source has sent nothing."""
+        """How many seconds the source has sent nothing."""
         heard = self.meter.heard_at
         silence = self.monitor.silence
         return silence if heard is None else min(silence, monotonic() - heard)
 
 
 class ListenerCollector(Collector):
-    """Makes the families of `FAMILIES`; what is not known is left out, and never told as 0."""
+    """Creates the families of `FAMILIES`; unknown values are left out, never reported as 0."""
 
     def __init__(
         self, known: Known, routes: Sequence[Route], *, name: str, info: tuple[str, str, str], limits: Limits
@@ -131,7 +131,7 @@ class ListenerCollector(Collector):
         }
 
     def describe(self) -> Iterable[Any]:
-        return ()  # what it collects is ours alone
+        return ()  # the collector is ours alone
 
     def collect(self) -> Iterator[Any]:
         meter = self._known.meter
@@ -154,7 +154,7 @@ class ListenerCollector(Collector):
             made.add_metric([self._name, *labels], float(number))
         return made
 
-    # --- Each number: what stands in its labels, and what it is ---------------------------------------------
+    # --- Each number: its labels and its value --------------------------------------------------------------
 
     def _of_listener(self) -> Mapping[str, Callable[[], _Samples]]:
         known = self._known
@@ -273,7 +273,7 @@ class ListenerCollector(Collector):
 
 
 def _of(found: Any, read: Callable[[Any], _Samples]) -> _Samples:
-    """Return what `read` makes of a sample; nothing if there is none."""
+    """Return the result of `read` for a sample; nothing if there is none."""
     return [] if found is None else read(found)
 
 

@@ -1,4 +1,4 @@
-"""The numbers that `/metrics` serves: names, kinds, labels, and what they say. docs/metrics.md has the same table."""
+"""The numbers that `/metrics` serves: names, kinds, labels, and meaning. docs/metrics.md has the same table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Family(NamedTuple):
 _ROUTE: Final = ("route", "task", "event")
 
 FAMILIES: Final = {
-    # What the listener is, and does.
+    # State of the listener.
     "cdc_listener_info": Family(GAUGE, ("version", "source", "broker"), "Always 1: what runs here"),
     "cdc_role": Family(GAUGE, ("role",), "1 for what the listener is: leader, standby or starting"),
     "cdc_ready": Family(GAUGE, (), "Whether /readyz says yes"),
@@ -34,7 +34,7 @@ FAMILIES: Final = {
     "cdc_last_error_timestamp_seconds": Family(GAUGE, ("code",), "When an error of this code came last"),
     "cdc_loop_idle_seconds": Family(GAUGE, (), "Time since the last batch; batches come four times a second"),
     "cdc_source_silence_seconds": Family(GAUGE, (), "Time since the database was last heard of"),
-    # What it has done.
+    # Work done.
     "cdc_changes_read_total": Family(COUNTER, ("event",), "Changes that were read and are done with"),
     "cdc_changes_published_total": Family(COUNTER, _ROUTE, "Changes that fired a route, and that the broker holds"),
     "cdc_changes_filtered_total": Family(COUNTER, _ROUTE, "Changes that a route watches and did not fire for"),
@@ -44,13 +44,13 @@ FAMILIES: Final = {
     "cdc_batches_total": Family(COUNTER, (), "Batches with changes that the broker holds"),
     "cdc_publish_duration_seconds": Family(HISTOGRAM, (), "From reading a batch until the broker holds it"),
     "cdc_commit_to_queue_seconds": Family(HISTOGRAM, (), "From the commit of a batch's oldest change until then"),
-    # How far behind it is.
+    # Lag.
     "cdc_lag_seconds": Family(GAUGE, (), "Age of the oldest change that is not published, at most"),
     "cdc_lag_bytes": Family(GAUGE, (), "Log that is not published yet"),
     "cdc_log_retained_bytes": Family(GAUGE, (), "Log that the database keeps for us"),
     "cdc_log_left_bytes": Family(GAUGE, (), "Log until the database drops what it keeps for us"),
     "cdc_lag_alarm_bytes": Family(GAUGE, (), "The setting CDC_LAG_ALARM"),
-    # What waits.
+    # Waiting.
     "cdc_paused": Family(GAUGE, ("reason",), "Whether the stream waits, and for what"),
     "cdc_route_paused": Family(GAUGE, ("route", "task"), "Whether a person has paused the route"),
     "cdc_parked_changes": Family(GAUGE, (), "Changes that are parked now"),
@@ -60,7 +60,7 @@ FAMILIES: Final = {
     "cdc_set_aside_messages": Family(GAUGE, ("queue",), "Messages beside a queue that is full, or of a paused route"),
     "cdc_held_keys": Family(GAUGE, (), "Keys for which messages wait, or that a failed task holds"),
     "cdc_backfills": Family(GAUGE, ("state",), "Backfills that wait, run, are paused or have failed"),
-    # What workers have done.
+    # Workers.
     "cdc_dead_letters": Family(GAUGE, ("task",), "Tasks that gave up, and are there to be replayed or dropped"),
     "cdc_tasks_given_up_total": Family(COUNTER, ("task",), "Tasks that gave up so far"),
     "cdc_tasks_retried_total": Family(COUNTER, ("task",), "Retries of tasks"),

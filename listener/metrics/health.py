@@ -1,4 +1,4 @@
-"""Whether the listener lives, and whether it is ready: decisions about what is known of it now."""
+"""Whether the listener is live, and whether it is ready, decided from its known state."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 __all__ = ["DEAD_AFTER", "STUCK_AFTER", "Condition", "Reason", "Role"]
 
 STUCK_AFTER: Final = 8.0  # seconds without a batch, while batches come four times a second
-DEAD_AFTER: Final = 120.0  # seconds without a move: a restart is all that may help
-_TROUBLED_AFTER: Final = 2.0  # seconds of a wait that are no trouble: a connection went stale
+DEAD_AFTER: Final = 120.0  # seconds without a move: only a restart may help
+_TROUBLED_AFTER: Final = 2.0  # shorter waits, in seconds, are not trouble: a connection was stale
 
 
 class Role(StrEnum):
-    """What the listener is among those of its CDC_NAME."""
+    """The listener's role among those of its CDC_NAME."""
 
     LEADER = "leader"  # reads
-    STANDBY = "standby"  # waits until no other one reads
+    STANDBY = "standby"  # waits until no other listener reads
     STARTING = "starting"  # connects, for the first time or again
 
 
@@ -36,13 +36,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What is known of the listener at one moment; times are in seconds."""
+    """The known state of the listener at one moment; times are in seconds."""
 
     role: Role
     idle: float | None  # since the last batch; None: nothing is being read
-    moved: float  # since the loop last did anything that can be seen
-    waits: dict[str, float]  # server that it waits for -> for how long
-    away: frozenset[str]  # servers that do not answer when they are asked beside the loop
+    moved: float  # since the last visible action of the loop
+    waits: dict[str, float]  # server that it waits for -> since how long
+    away: frozenset[str]  # servers that do not answer the samplers
     has_full_queue: bool = False
     is_paused: bool = False  # by a person
 
@@ -53,7 +53,7 @@ class Condition:
 
     @property
     def is_live(self) -> bool:
-        """Whether the loop moves. A server that is away is no reason for a restart."""
+        """Whether the loop moves. An unavailable server is not a reason for a restart."""
         return self.role is not Role.LEADER or self.moved <= DEAD_AFTER
 
     def _reasons(self) -> Iterator[Reason]:

@@ -1,7 +1,7 @@
-"""What the loop counts: by the batch and never by the row, and only if somebody wants to see it.
+"""The loop's counters: per batch, never per row, and only if they are shown somewhere.
 
-A homogeneous batch, which most are, costs a few passes in C over its changes. Which routes they fired follows from
-their kinds if nothing was left out; only else the calls themselves are counted.
+A homogeneous batch, the usual case, costs a few passes in C over its changes. Which routes they fired follows from
+their kinds if nothing was left out; only otherwise the calls themselves are counted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from listener.metrics.histogram import Histogram
 
 __all__ = ["ENQUEUED", "Meter", "RouteCount"]
 
-ENQUEUED: Final = (
-    "enqueued"  # stands for the route of all tasks that transactions enqueue: any writer may name them
-)
+ENQUEUED: Final = "enqueued"  # one route for all enqueued tasks, because any writer may name them
 
 _KIND = attrgetter("kind")
 _ROUTE_ID = attrgetter("id")
@@ -52,7 +50,7 @@ _QUEUE_BOUNDS: Final = (
 
 
 class RouteCount(NamedTuple):
-    """What is counted of changes: a route's id, and what happened to the row."""
+    """The key of a counter: a route's id, and the event."""
 
     route: str
     event: str
@@ -70,7 +68,7 @@ class _Tally(NamedTuple):
 
 
 class Meter:
-    """Counts what was published, once the broker holds it. The loop writes; any thread may read."""
+    """Counts published changes, once the broker holds them. The loop writes; any thread may read."""
 
     def __init__(self, router: BinlogRouter) -> None:
         self._router = router
@@ -84,7 +82,7 @@ class Meter:
         self.publishing = Histogram(_PUBLISH_BOUNDS)
         self.queueing = Histogram(_QUEUE_BOUNDS)
         self.losses = 0  # how often the stream ended and was opened again
-        self.errors: dict[str, float] = {}  # an error's code -> when it came last, as `time.time`
+        self.errors: dict[str, float] = {}  # error code -> its last time, as `time.time`
         self.batch_at: float | None = None  # the last batch, as `monotonic`; None: nothing is being read
         self.heard_at: float | None = None  # the last batch with changes
         self.is_held = False  # a person has paused the stream
@@ -94,11 +92,11 @@ class Meter:
         self.batch_at = None
 
     def moved(self) -> None:
-        """Note that the loop goes round, also without a batch."""
+        """Note that the loop runs, even without a batch."""
         self.batch_at = monotonic()
 
     def lost(self, error: CDCError) -> None:
-        """Note that reading begins again, and forget the batch in flight: it comes again."""
+        """Note that reading begins again, and drop the batch in flight: it comes again."""
         self.losses += 1
         self.errors[error.code] = time()
         self._in_flight.clear()
@@ -150,7 +148,7 @@ class Meter:
             self.queueing.observe(max(0.0, (datetime.now(UTC) - tally.committed_at).total_seconds()))
 
     def _watching(self, kinds: Mapping[_Kind, int]) -> Mapping[RouteCount, int]:
-        """Return how often each route was asked whether it fires."""
+        """Return how often each route was evaluated."""
         found: Counter[RouteCount] = Counter()
         for kind, number in kinds.items():
             for route in self._routes_of(kind):
@@ -197,6 +195,6 @@ def _by_event(kinds: Mapping[_Kind, int]) -> Mapping[str, int]:
 
 
 def _without(watching: Mapping[RouteCount, int], *others: Mapping[Any, int]) -> Mapping[RouteCount, int]:
-    """Return how often a route was asked and did not fire; a read of a backfill is no question."""
+    """Return how often a route was evaluated and did not fire; backfill reads do not count."""
     left = {each: number - sum(other.get(each, 0) for other in others) for each, number in watching.items()}
     return {each: number for each, number in left.items() if number > 0}

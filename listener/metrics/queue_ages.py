@@ -1,4 +1,4 @@
-"""How long the oldest message of a queue has waited, as far as one who looks every few seconds can know."""
+"""How long the oldest message of a queue has waited, estimated from samples every few seconds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["QueueAges"]
 
 # The end of a task's id: when the change was committed in microseconds, its number, and the route.
 _COMMITTED: Final = re.compile(r"-([0-9A-F]{12,16})-\d+(?:\+\d+)?(?:-[0-9a-f]{8})?$")
-_KEPT: Final = 1_000  # looks that are remembered of each queue
+_KEPT: Final = 1_000  # remembered samples per queue
 
 
 class QueueAges:
-    """Remembers what earlier looks found. A queue that was empty once has only newer messages."""
+    """Remembers earlier samples. A queue that was empty once has only newer messages."""
 
     def __init__(self, epoch: float, clock: Callable[[], float] = time) -> None:
         """`epoch` is what the times in ids count from, in seconds since 1970."""
@@ -29,7 +29,7 @@ class QueueAges:
         self._published: dict[str, deque[tuple[float, int]]] = {}  # queue -> when how many had been published
 
     def of_head(self, queue: str, length: int, head: str | None) -> float:
-        """Return the age from the id of the oldest message's task; None: it has none."""
+        """Return the age from the task id of the oldest message; None if the id has no time."""
         now = self._clock()
         if not length or head is None:
             self._empty_at[queue] = now
@@ -43,7 +43,7 @@ class QueueAges:
         return max(0.0, now - max(since, self._empty_at.get(queue, 0.0)))
 
     def of_length(self, queue: str, length: int, published: int) -> float:
-        """Return the age from how many messages we had published, at this look and at earlier ones."""
+        """Return the age from the number of published messages, in this sample and earlier ones."""
         now = self._clock()
         looks = self._published.setdefault(queue, deque(maxlen=_KEPT))
         if not length:

@@ -1,7 +1,7 @@
-"""What the routes did in the last hour, for the console: counted only while one looks, and written every five seconds.
+"""What the routes did in the last hour, for the console: counted only while one is open, written every five seconds.
 
-A console says in Redis that it looks. The loop asks for that every five seconds, and counts with a `Meter` from then
-on, until no console has said so for a minute. Without a console it counts nothing.
+An open console sets a key in Redis. The loop checks it every five seconds, and counts with a `Meter` from then
+on, until no console has set the key for a minute. Without a console it counts nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = structlog.get_logger()
 EVERY: Final = 5.0  # seconds
 _KEPT: Final = 720  # samples: an hour
 _EXPIRES: Final = "7200"  # seconds
-_WATCHED: Final = "60"  # seconds for which a console that looked counts as looking
+_WATCHED: Final = "60"  # seconds that a console counts as open
 
 
 class RouteSample(NamedTuple):
-    """What one route did meanwhile."""
+    """What one route did in this time."""
 
     published: int  # changes whose tasks the broker holds
     parked: int
@@ -47,10 +47,10 @@ class RateSample(NamedTuple):
 
 
 class RateNotes:
-    """Writes what the loop counts, while a console looks. The loop alone uses it."""
+    """Writes the loop's counters while a console is open. Only the loop uses it."""
 
     def __init__(self, redis: RedisConnection, name: str, router: BinlogRouter, meter: Meter | None) -> None:
-        """`redis` has the checkpoint; `name` is CDC_NAME; `meter` counts anyway, None: nothing does."""
+        """`redis` has the checkpoint; `name` is CDC_NAME; `meter` is a permanent one, or None."""
         self._redis = redis
         self._watching, self._key = _keys(redis, name)
         self._router = router
@@ -61,12 +61,15 @@ class RateNotes:
         self._before: tuple[int, Mapping[str, RouteSample]] = 0, {}
 
     def look(self) -> Meter | None:
-        """Return what counts from now on, None: nothing does. Asks Redis every five seconds."""
+        """Return the meter to use from now on, or None. Queries Redis every five seconds."""
         if monotonic() >= self._next:
             self._next = monotonic() + EVERY
             try:
                 self._look()
-            except (BrokerAwayError, BrokerError) as error:  # the publisher meets the same one, and says it
+            except (
+                BrokerAwayError,
+                BrokerError,
+            ) as error:  # the publisher gets the same error, and reports it
                 log.debug("rates_not_written", error=error.message)
         return self._meter
 
@@ -91,7 +94,7 @@ class RateNotes:
 
 
 def watching_commands(redis: RedisConnection, name: str) -> Sequence[Command]:
-    """Return what a console sends to say that it looks."""
+    """Return the command with which a console shows that it is open."""
     return [("SET", _keys(redis, name)[0], "1", "EX", _WATCHED)]
 
 
@@ -125,7 +128,7 @@ def _by_route(meter: Meter) -> Mapping[str, RouteSample]:
 def _since(
     before: tuple[int, Mapping[str, RouteSample]], now: tuple[int, Mapping[str, RouteSample]], seconds: float
 ) -> RateSample:
-    """Return what was done between two looks."""
+    """Return what was done between two samples."""
     nothing = RouteSample(0, 0, 0)
     routes = {
         route: RouteSample(*(new - old for new, old in zip(each, before[1].get(route, nothing), strict=True)))

@@ -1,4 +1,4 @@
-"""What a server says, read every few seconds in a thread of its own: one that hangs holds up no page, and no other."""
+"""Reads a server's values every few seconds, in its own thread: a hanging server blocks no page and no other server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-_EVERY: Final = 3.0  # seconds between two looks
+_EVERY: Final = 3.0  # seconds between two reads
 FRESH: Final = 10.0  # seconds after which an answer is too old: its server does not answer
 
 
 class Sampler(Generic[T]):
-    """Asks a server again and again. `value` is the last answer, None once that is older than FRESH seconds."""
+    """Queries a server repeatedly. `value` is the last answer, None if it is older than FRESH seconds."""
 
     def __init__(self, name: str, read: Callable[[], T], close: Callable[[], None]) -> None:
         """`read` may raise any error, and may hang. `close` ends its session, and may be called at any time."""
@@ -33,9 +33,9 @@ class Sampler(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"metrics-{name}", daemon=True)
         self._name = name
         self._was_error: str | None = None
-        self.errors: dict[str, float] = {}  # an error's code -> when it came last, as `time.time`
+        self.errors: dict[str, float] = {}  # error code -> its last time, as `time.time`
         self._started_at = monotonic()
-        self._has_asked = False  # an answer has come, or an error
+        self._has_asked = False  # an answer or an error has arrived
 
     @property
     def value(self) -> T | None:
@@ -44,7 +44,7 @@ class Sampler(Generic[T]):
 
     @property
     def last(self) -> T | None:
-        """The last answer, however old it is."""
+        """The last answer, even if it is old."""
         return None if self._last is None else self._last[1]
 
     @property
@@ -53,11 +53,11 @@ class Sampler(Generic[T]):
         return self._has_asked or monotonic() - self._started_at > FRESH
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start to query."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more; does not wait for an answer."""
+        """Stop querying; does not wait for an answer."""
         self._ended.set()
 
     def _run(self) -> None:
@@ -70,7 +70,7 @@ class Sampler(Generic[T]):
         try:
             self._last = monotonic(), self._read_twice()
             self._was_error = None
-        except CDCError as error:  # the loop meets the same error, and logs it
+        except CDCError as error:  # the loop gets the same error, and logs it
             self._missed(error.code, error.message)
         except Exception as error:  # noqa: BLE001 - whatever it is: the next look may succeed
             self._missed("unexpected", type(error).__name__)
@@ -84,7 +84,7 @@ class Sampler(Generic[T]):
 
     def _missed(self, code: str, message: str) -> None:
         self.errors[code] = time()
-        if self._last is not None:  # it counts no more, but `last` has it
+        if self._last is not None:  # it is outdated, but `last` still has it
             self._last = float("-inf"), self._last[1]
         if code != self._was_error:
             log.debug("metrics_not_read", what=self._name, code=code, error=message)

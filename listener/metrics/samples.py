@@ -1,4 +1,4 @@
-"""What servers say of the listener: the values that the pages show, as one look found them."""
+"""The servers' values for the pages, from one sample."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["QueueSample", "StoreSample", "WorkerSample"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSample:
-    """What is kept beside the checkpoint."""
+    """The data stored with the checkpoint."""
 
     position: str | None  # the checkpoint
-    as_of: datetime | None  # when the last change up to it was committed
+    as_of: datetime | None  # commit time of the last change before the position
     parked: int
-    has_full_queue: bool  # the listener waits, because a queue is longer than it may be
-    awaits_commit: bool  # the listener waits, because sessions do not see a transaction yet
-    set_aside: Mapping[str, int]  # queue -> messages beside it
+    has_full_queue: bool  # the listener waits because a queue is too long
+    awaits_commit: bool  # the listener waits because sessions do not see a transaction yet
+    set_aside: Mapping[str, int]  # queue -> messages set aside
     paused_routes: frozenset[str]  # their ids
     reloads: int
     backfills: Mapping[str, int]  # state -> number
@@ -27,15 +27,15 @@ class StoreSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSample:
-    """What waits at the broker."""
+    """The messages waiting at the broker."""
 
     lengths: Mapping[str, int]  # queue -> messages
-    ages: Mapping[str, float]  # queue -> seconds since its oldest message came
+    ages: Mapping[str, float]  # queue -> age of its oldest message in seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSample:
-    """What workers counted."""
+    """The workers' counters."""
 
     dead_letters: Mapping[str, int]  # task -> letters that are there now
     totals: Mapping[tuple[str, str], int]  # (what, of what) -> how often it happened so far

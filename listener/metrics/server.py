@@ -1,4 +1,4 @@
-"""The pages `/metrics`, `/livez` and `/readyz`, in threads of their own."""
+"""The pages `/metrics`, `/livez` and `/readyz`, in their own threads."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _AGAIN_AFTER: Final = 1.0  # seconds, after the server's thread failed
 
 
 class MetricsAddressError(CDCError):
-    """Nothing can be served at CDC_METRICS_ADDRESS."""
+    """CDC_METRICS_ADDRESS cannot be used."""
 
 
 class MetricsServer:
-    """Serves the pages from `with` on. It has the port already when it is made."""
+    """Serves the pages from `with` on. The port is bound at creation."""
 
     def __init__(self, host: str, port: int, known: Known, registry: CollectorRegistry) -> None:
-        """Raise MetricsAddressError if the address is not ours to have. Port 0: any that is free."""
+        """Raise MetricsAddressError if the address cannot be used. Port 0: any free port."""
         self._known = known
         self._registry = registry
         self._server = _listening(host, port, self._answer)
@@ -104,7 +104,7 @@ _Answer = Callable[[str, str | None], tuple[int, str, bytes]]
 
 
 def _listening(host: str, port: int, answer: _Answer) -> _Server:
-    """Return a server that has the port. Raise MetricsAddressError."""
+    """Return a server bound to the port. Raise MetricsAddressError."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         kind = type("_FamilyServer", (_Server,), {"address_family": family})
@@ -151,7 +151,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - its signature
-        """Say nothing of a client that went away."""
+        """Do not log a disconnected client."""
         log.debug("metrics_request_failed")
 
 
@@ -174,7 +174,7 @@ class _Request(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - its name
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its signature
-        """Log no request: there is one every few seconds."""
+        """Do not log requests: there is one every few seconds."""
 
     def _page(self) -> tuple[int, str, bytes]:
         try:

@@ -1,9 +1,9 @@
-"""Character sets: the bytes of a text column to text, as the server decodes them.
+"""Character sets: decodes the bytes of a text column as the server does.
 
-Python's codecs decode the Unicode sets. A set of one byte is a table of 256 characters, for which the listener asks the
-server once. A set of several bytes is decoded by a codec, and the listener asks the server once for all its characters:
-if the server has another one than the codec, or one that the codec lacks, the server's is used. A byte that stands for
-no character becomes a backslash, `x` and two digits; the server would show a question mark.
+Python's codecs decode the Unicode sets. A single-byte set is a table of 256 characters, which the listener queries
+once. A multi-byte set is decoded by a codec, and the listener queries the server once for all its characters:
+if the server's character differs from the codec's, or the codec lacks it, the server's is used. A byte without a
+character becomes a backslash, `x` and two digits; the server would show a question mark.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _MultiByte(NamedTuple):
         return (byte for byte in range(256) if not any(byte in form[0] for form in self.forms))
 
     def size(self, text: bytes, at: int) -> int:
-        """Return how many bytes the character at `at` has; 1 for a byte that is no character."""
+        """Return the length in bytes of the character at `at`; 1 for a byte that is not a character."""
         for form in self.forms:
             code = text[at : at + len(form)]
             if len(code) == len(form) and all(byte in known for byte, known in zip(code, form, strict=True)):
@@ -127,7 +127,7 @@ class Charsets:
         return lambda text: codecs.charmap_decode(text, "backslashreplace", table)[0]
 
     def _table(self, name: str) -> str:
-        """Return the characters of the 256 bytes; `_NONE` for a byte that is no character."""
+        """Return the characters of the 256 bytes; `_NONE` for a byte that is not a character."""
         query = " UNION ALL ".join(
             f"SELECT CONVERT(CONVERT(X'{byte:02X}' USING {name}) USING utf8mb4)" for byte in range(256)
         )
@@ -138,7 +138,7 @@ class Charsets:
         )
 
     def _characters(self, name: str, codes: list[bytes]) -> Iterator[tuple[bytes, str]]:
-        """Yield each of these codes, all longer than a byte, with its character; empty if it is none."""
+        """Yield each of these codes, all longer than a byte, with its character; empty if there is none."""
         for first in range(0, len(codes), _CODES_IN_QUERY):
             asked = codes[first : first + _CODES_IN_QUERY]
             ((text,),) = self._session.fetch(f"SELECT CONVERT(_binary %s USING {name})", [b"".join(asked)])

@@ -1,4 +1,4 @@
-"""Whether this MySQL or MariaDB is ready: what could keep the listener from running, checked before it runs."""
+"""Checks that this MySQL or MariaDB is ready: finds in advance what could prevent the listener from running."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_mysql(
     checkpoint: str | None,
     needs_marks: bool = False,
 ) -> Iterator[Finding]:
-    """Yield the findings, problems or not; never raises CDCError. `name` is CDC_NAME.
+    """Yield the findings, problems or not. Never raise CDCError. `name` is CDC_NAME.
 
     `needs_marks`: transactions may enqueue tasks.
     """
@@ -89,7 +89,7 @@ def _marks(connection: Connection[Any], server: Server) -> Finding:
         return _finding("marks", f"{MARKS_TABLE} in {', '.join(found)}")
     return _finding(
         "marks",
-        f"routes accept what a transaction enqueues, and there is no table {MARKS_TABLE}",
+        f"routes accept what a transaction enqueues, but there is no table {MARKS_TABLE}",
         State.WARNING,
         f"In the application's database: {CREATE_MARKS}",
     )
@@ -125,7 +125,7 @@ def _checkpoint(url: str, connection: Connection[Any], server: Server, checkpoin
     gap = find_gap(server, after, read_log(connection, server, url, after))
     if gap:
         return finding_from("checkpoint", gap)
-    return _finding("checkpoint", f"{after.file}:{after.offset}; the server still has the log behind it")
+    return _finding("checkpoint", f"{after.file}:{after.offset}; the server still has the log after it")
 
 
 # --- The findings ---------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ _STATUS: Final = re.compile(r"ALL PRIVILEGES|REPLICATION CLIENT|BINLOG MONITOR|S
 
 
 def find_in_server(server: Server) -> Iterator[Finding]:
-    """Yield what the server's variables say."""
+    """Yield the findings about the server's variables."""
     yield _version(server)
     yield _must_be(server, "log_bin", "ON", _log_bin_hint(server))
     yield _must_be(server, "binlog_format", "ROW", _setting(server, "binlog_format", "ROW"))
@@ -174,7 +174,7 @@ def find_in_grants(connection: Connection[Any]) -> Iterator[Finding]:
 
 
 def find_in_tables(connection: Connection[Any], routes: Sequence[Route]) -> Iterator[Finding]:
-    """Yield whether there are the tables and columns that the routes name."""
+    """Yield whether the tables and columns that the routes name exist."""
     columns, versioned = _read_columns(connection)
     without_rows = _read_tables_without_rows(connection)
     for route in routes:
@@ -252,7 +252,7 @@ def _nothing_selected(
     known = ", ".join(sorted({schema for schema, _ in columns})) or "none"
     return _finding(
         "table_missing",
-        "there is none that the account may read",
+        "no such table that the account may read",
         State.WARNING if _is_glob(route) else State.PROBLEM,
         f"Correct the route of {route.task} (the schema is the database's name; there are: {known}), "
         f"or: GRANT SELECT ON {_grantable(route.schema)}.* TO {account(connection)};",
@@ -304,7 +304,7 @@ def _gtid(server: Server) -> Finding:
         return _finding("gtids", "on", what="GTIDs")
     return _finding(
         "gtids",
-        "off: after a failover to a replica the listener cannot go on where it was, and a task may start before "
+        "off: after a failover to a replica the listener cannot continue where it stopped, and a task may start before "
         "its change can be read",
         State.WARNING,
         f"{_setting(server, 'enforce_gtid_consistency', 'ON')}\n"
@@ -316,7 +316,7 @@ def _gtid(server: Server) -> Finding:
 
 
 def _retention(server: Server) -> Finding:
-    if server.host is Host.AMAZON:  # it purges by itself, whatever the server's variables say
+    if server.host is Host.AMAZON:  # it purges by itself, independent of the server's variables
         return _finding(
             "log_retention",
             "CALL mysql.rds_show_configuration; shows `binlog retention hours`. Without it the host purges the log as "
@@ -328,7 +328,7 @@ def _retention(server: Server) -> Finding:
         return _finding("log_retention", "until it is purged by hand", what="log retention")
     return _finding(
         "log_retention",
-        f"{counted(seconds / 3600, 'hour')}: a listener that is stopped for longer misses changes",
+        f"{counted(seconds / 3600, 'hour')}: a listener stopped for longer misses changes",
         State.WARNING if seconds < _SHORT_RETENTION else State.OK,
         _setting(server, "binlog_expire_logs_seconds", "604800")
         if server.variable("binlog_expire_logs_seconds")

@@ -1,4 +1,4 @@
-"""What MySQL's and MariaDB's errors mean for an operator, each with a code and the command that mends it."""
+"""MySQL's and MariaDB's errors as CDCErrors, each with a code and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HIDDEN_COMMIT: Final = (
     "Start the replica."
 )
 
-ACCEPT_GAP: Final = "To go on without what is missing: python -m listener run --accept-gap"
+ACCEPT_GAP: Final = "To continue without the missing changes: python -m listener run --accept-gap"
 
 _LOST: Final = frozenset(
     {
@@ -59,7 +59,7 @@ _PERMISSIONS: Final = frozenset({1227, 1142, 1143, 1370, 1044})
 
 
 class PermissionDeniedError(SourceError):
-    """The account may not do this."""
+    """The account lacks the privilege for this."""
 
 
 class GTIDModeError(SourceError):
@@ -84,7 +84,7 @@ class _Rule:
     text: str = ""  # a pattern in the server's message
 
     def applies(self, number: int, text: str) -> bool:
-        """Return whether the rule is for this error of the server."""
+        """Return whether the rule applies to this server error."""
         return number in self.numbers and re.search(self.text, text, re.IGNORECASE) is not None
 
 
@@ -132,7 +132,7 @@ _SERVER_ID_HINT: Final = (
     "Give the listener a server_id that neither the server nor a replica has: CDC_SERVER_ID=…"
 )
 
-# What a server answers to a request for its log: error 1236 with a text.
+# Replies of a server to a request for its log: error 1236 with a text.
 _DUMP_RULES: Final = (
     _Rule(ServerIdTakenError, None, (1236, 4052), _SERVER_ID_HINT, text=r"same (server_uuid/)?server_id"),
     _Rule(
@@ -191,7 +191,7 @@ _DUMP_RULES: Final = (
 
 
 def grant(user: str) -> str:
-    """Return the statement that gives the account all it needs on the server."""
+    """Return the statement that grants the account all privileges that it needs."""
     return _GRANT.format(user=user)
 
 
@@ -209,9 +209,9 @@ def setting(name: str, value: str, *, mariadb: bool) -> str:
 
 
 def translate(error: pymysql.Error, user: str) -> CDCError:
-    """Return what the driver's error means for an operator; `user` is the account as SQL names it."""
+    """Translate the driver's error; `user` is the account as SQL names it."""
     number, text = _parts(error)
-    message = f"The database says: {text} ({number})" if number else f"The database says: {text}"
+    message = f"The database reports: {text} ({number})" if number else f"The database reports: {text}"
     if number in _PERMISSIONS:
         return PermissionDeniedError(message, hint=grant(user))
     for rule in (*_RULES, *_DUMP_RULES):
@@ -223,7 +223,7 @@ def translate(error: pymysql.Error, user: str) -> CDCError:
 
 
 def translate_dump(number: int, text: str, user: str) -> CDCError:
-    """Return what an error means that the server sent in place of its log."""
+    """Translate an error that the server sent instead of its log."""
     return translate(pymysql.OperationalError(number, text), user)
 
 

@@ -1,4 +1,4 @@
-"""The tables that are there, for a first file of routes."""
+"""The existing tables, for a first file of routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder of a server's log: of the stream, and of a replay that reads what lies behind it."""
+"""The decoder of a server's log: for the stream, and for a replay of older log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log_decoder(
     accepts_gap_until: BinlogPosition | None = None,
     selects: Callable[[str, str | None], bool] = lambda _schema, _table: False,
 ) -> Decoder:
-    """Return what decodes the changes that the routes select; the parameters are those of `Tables` and `Decoder`."""
+    """Return the decoder for the changes that the routes select; parameters as for `Tables` and `Decoder`."""
     tables = Tables(definitions, charsets, routes, mariadb=server.is_mariadb)
     return Decoder(
         mariadb=server.is_mariadb,

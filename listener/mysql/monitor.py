@@ -39,7 +39,7 @@ __all__ = ["BinlogMonitor", "derived_server_id"]
 
 log = structlog.get_logger()
 
-_MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows come in smaller batches
+_MAX_BYTES: Final = 1_000_000  # of events in a batch: wide rows make smaller batches
 _TICK: Final = IDLE_INTERVAL
 _WARN_EVERY: Final = 60.0  # seconds
 _STANDBY_EVERY: Final = 1.0  # seconds between two attempts of a standby to get the lock
@@ -48,7 +48,7 @@ _STANDBY_EVERY: Final = 1.0  # seconds between two attempts of a standby to get 
 class BinlogMonitor:
     """Reads one server's changes as a replica; fulfils `listener.core.source.Monitor`.
 
-    The server keeps its log for the time that is set there (binlog_expire_logs_seconds), whatever a replica has read:
+    The server keeps its log for a configured time (binlog_expire_logs_seconds), independent of replicas:
     there is nothing to acknowledge.
     """
 
@@ -65,7 +65,7 @@ class BinlogMonitor:
         from_start: bool = False,
         accept_gap: bool = False,
     ) -> None:
-        """`name` is CDC_NAME. `server_id` None: one that is derived from it. `batch_size` is in changes.
+        """`name` is CDC_NAME. `server_id` None: derived from it. `batch_size` is in changes.
 
         `from_start`: without a checkpoint, read the oldest log first. `accept_gap`: as on the command line.
         """
@@ -125,16 +125,16 @@ class BinlogMonitor:
             self._resources = stack.pop_all()
 
     def batches(self, after: str | None) -> Iterator[Batch]:
-        """Yield what lies beyond `after`; see `Monitor.batches`."""
+        """Yield the changes after `after`; see `Monitor.batches`."""
         if self._wakeup.is_set:
             return
         position = str(self._start(after))
-        # At once, so that after a crash reading begins here again, and not behind what was committed since.
+        # Immediately, so reading begins here again after a crash, and not after later commits.
         yield Batch([], position)
         stream, decoder, window = self._stream, self._decoder, self._window
         is_ahead = False  # the broker may not have all of the last batch yet: the next one comes at once
         visibility = visibility_of(self._session, self._server, lambda: decoder.committed_by_name)
-        held: list[BinlogChange] = []  # read, and left to the next batch: see `hold_back`
+        held: list[BinlogChange] = []  # read, but left for the next batch: see `hold_back`
         while not self._wakeup.is_set:
             changes = held
             with self._yielding_to_successor():
@@ -163,7 +163,7 @@ class BinlogMonitor:
         """Nothing to do: the server does not keep its log for us."""
 
     def read_chunk(self, request: ChunkRequest, /) -> None:
-        """Begin to read rows for a backfill; see `Monitor.read_chunk`."""
+        """Start to read rows for a backfill; see `Monitor.read_chunk`."""
         self._window.start(request, self._decoder)
 
     def stop(self) -> None:
@@ -188,7 +188,7 @@ class BinlogMonitor:
         return True
 
     def _look_up_tables(self) -> Definitions | None:
-        """Return what only MariaDB's catalogue knows of the tables; None for MySQL, whose log has everything."""
+        """Return the table data found only in MariaDB's catalogue; None for MySQL, whose log has everything."""
         if not self._server.is_mariadb:
             return None
         definitions = Definitions(self._session)
@@ -220,7 +220,7 @@ class BinlogMonitor:
             selects=partial(_selects, self._routes),
         )
         self._resources.callback(self._decoder.close)
-        self._accept_gap = False  # it was for this gap, not for a later one
+        self._accept_gap = False  # it applies to this gap, not to a later one
         self._stream = BinlogStream(
             self._database_url, server_id=self._server_id, name=self._name, wakeup=self._wakeup
         )
@@ -266,7 +266,7 @@ class BinlogMonitor:
             if ends_with_transaction and not decoder.is_within_transaction:
                 break
             if len(changes) <= held and monotonic() > deadline:
-                break  # a long stretch of log without changes for us
+                break  # much log without changes for us
         if outer is not None:
             self._place.passed(outer, decoder.progress.file)
         return not (changes and decoder.needs_end) or self._read_to_the_end(changes)
@@ -281,7 +281,7 @@ class BinlogMonitor:
             yield Batch([], position, commit_wait=wait.current)
 
     def _watch_retention(self, newest: BinlogChange) -> None:
-        """Warn if what is read is so old that the server may soon purge what comes next."""
+        """Warn if reading is so far behind that the server may soon purge the next log."""
         kept, now = self._server.retention, monotonic()
         if kept is None or now - self._warned_at < _WARN_EVERY:
             return
@@ -306,7 +306,7 @@ class BinlogMonitor:
         """Raise SourceLostError if another replica with our server_id is our own successor, which has the lock now.
 
         A server sends the log to the replica that came last with a server_id. Without the lock this listener becomes a
-        standby. With it, the other one is not a listener of this name: the error ends this one, so that the two do not
+        standby. With it, the other one is not a listener of this name: the error ends this one, so the two do not
         take the log from each other forever.
         """
         try:

@@ -1,4 +1,4 @@
-"""What MySQL or MariaDB knows of the listener."""
+"""The listener's state according to MySQL or MariaDB."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["BinlogGauge", "read_mysql_status"]
 
 
 def read_mysql_status(url: str, name: str, checkpoint: str | None) -> SourceStatus:
-    """Return what the server knows of the listener `name` (CDC_NAME); raises SourceError, SourceLostError."""
+    """Return the state of the listener `name` (CDC_NAME) on the server. Raise SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
         return _read(connection, name, checkpoint)
 
 
 class BinlogGauge:
-    """Reads the same in a session that it keeps."""
+    """Reads the same in one open session."""
 
     def __init__(self, url: str, name: str) -> None:
         """`name` is CDC_NAME."""
@@ -31,7 +31,7 @@ class BinlogGauge:
         self._connection: Connection[Any] | None = None
 
     def read(self, checkpoint: str | None) -> SourceStatus:
-        """Return how far it is. Raise SourceError, SourceLostError; the next read connects again then."""
+        """Return the positions. Raise SourceError, SourceLostError; then the next read reconnects."""
         try:
             return _read(self._connection or self._connect(), self._name, checkpoint)
         except BaseException:
@@ -61,9 +61,9 @@ def _read(connection: Connection[Any], name: str, checkpoint: str | None) -> Sou
     )
     return SourceStatus(
         reader=_reader(reader, checkpoint),
-        detail=f"lock {lock_name(name)}, held by {f'session {reader}' if reader else 'nobody'}",
+        detail=f"lock {lock_name(name)}, held by {f'session {reader}' if reader else 'no session'}",
         current=f"{current.file}:{current.offset}",
-        acknowledged=None,  # the server keeps its log for the time that is set there, and asks nobody
+        acknowledged=None,  # the server keeps its log for a configured time
         lag_bytes=lag,
         retained_bytes=lag,
         safe_bytes=None,

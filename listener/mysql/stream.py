@@ -1,4 +1,4 @@
-"""The binlog as it comes to a replica: one event after the other, as bytes."""
+"""The binlog as sent to a replica: one event after the other, as bytes."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class BinlogStream:
         self._server_id = server_id
         self._name = name
         self._wakeup = wakeup
-        self._chunks: list[bytes] = []  # what was received and not read yet
-        self._missing = 1  # how many bytes are needed before reading can go on
+        self._chunks: list[bytes] = []  # received, not read yet
+        self._missing = 1  # bytes needed before reading can continue
         self._has_checksums = True
         self._idle = 0.0  # seconds of waiting since the last packet
         self._socket: socket.socket
 
     def start(self, server: Server, position: BinlogPosition) -> None:
-        """Ask for the log from `position` on.
+        """Request the log from `position` on.
 
         Raises SourceError, GapError and SourceLostError, also later while reading.
         """
@@ -98,7 +98,7 @@ class BinlogStream:
 
     @property
     def silence(self) -> float:
-        """For how many seconds the server has been silent, as the last `wait` knew; any thread may ask."""
+        """How many seconds the server has been silent, as of the last `wait`. Any thread may read it."""
         return self._idle
 
     def wait(self, seconds: float, also: Wakeup | None = None) -> None:
@@ -149,7 +149,7 @@ class BinlogStream:
         return event
 
     def _receive(self) -> bool:
-        """Receive what has come; return whether the missing bytes are there."""
+        """Receive available data; return whether the missing bytes have arrived."""
         while self._missing > 0:
             try:
                 chunk = self._socket.recv(max(_CHUNK, min(self._missing, 1 << 24)))
@@ -169,10 +169,10 @@ class BinlogStream:
 
 
 class StreamPlace:
-    """How far the stream is: what is in the log before `position` has come. A server that is idle says so too."""
+    """The stream's position: everything before `position` in the log has arrived. An idle server reports it, too."""
 
     def __init__(self, start: BinlogPosition | None) -> None:
-        """`start` is where reading begins; None if that is not a place of this server's."""
+        """`start` is where reading begins; None if that is not a position of this server."""
         self._start = None if start is None else _place_of(*start.start)
         self._at: BinlogPosition | None = None  # of the last event
 
@@ -183,7 +183,7 @@ class StreamPlace:
         return start if at is None or (start is not None and start > at) else at
 
     def passed(self, event: bytes, file: str) -> None:
-        """Take in an event, each later in the log than the one before; `file` is that of what comes next."""
+        """Process an event, each later in the log than the previous one; `file` is the file of the next one."""
         at = self._at
         is_same = at is not None and file == at.file
         if event[4] == _ROTATE:

@@ -1,4 +1,4 @@
-"""The binlog from now on, as one more replica gets it: for a person who watches it."""
+"""Reads the binlog from now on as an additional replica, for `watch`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BATCH: Final = 200  # changes
 
 
 class BinlogTail:
-    """A monitor with a name, a lock and a server_id of its own; fulfils `listener.core.tail.Tail`.
+    """A monitor with its own name, lock and server_id; fulfils `listener.core.tail.Tail`.
 
-    After a lost connection it goes on where it was: the server has the log for all replicas.
+    After a lost connection it continues where it stopped: the server has the log for all replicas.
     """
 
     misses_changes = False

@@ -1,6 +1,6 @@
-"""Which transactions of the log a session sees that begins now. This needs no right.
+"""Which transactions of the log a new session sees. This needs no privilege.
 
-`docs/design.md`, "When a change is visible", says why these answers are true.
+`docs/design.md`, "When a change is visible", explains why this is correct.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _PLACE: Final = (
     "SELECT variable_name, variable_value FROM information_schema.session_status "
     "WHERE variable_name IN ('binlog_snapshot_file', 'binlog_snapshot_position')"
 )
-# Seconds for which a name that is prepared counts as the transaction whose commit was read: then it is another one.
+# Seconds for which a prepared name counts as the transaction whose commit was read; after that it is another one.
 _LONGEST_COMMIT: Final = 5.0
 
 
 class Visibility(Protocol):
-    """Asks the server, up to once a call."""
+    """Queries the server, at most once per call."""
 
     def shows(self, changes: Sequence[BinlogChange]) -> bool:
-        """Return whether a session that begins now sees the transactions of all these changes, at least one.
+        """Return whether a new session sees the transactions of all these changes (at least one).
 
         Raises SourceError, SourceLostError.
         """
@@ -42,7 +42,7 @@ class Visibility(Protocol):
 def visibility_of(
     session: Session, server: Server, second_phases: Callable[[], frozenset[str]]
 ) -> Visibility:
-    """Return what asks this server in this session.
+    """Return the Visibility for this server and session.
 
     `second_phases` returns the names of the XA transactions whose commit was read last, as `prepared_names` has them.
     """
@@ -56,7 +56,7 @@ class _SeenPlaces:
         self._session = session
         self._seen: BinlogPosition | None = None
         self._second_phases = second_phases
-        self._done: frozenset[str] = frozenset()  # second phases that were seen to be done
+        self._done: frozenset[str] = frozenset()  # second phases known to be done
         self._waits_until: float | None = None
 
     def shows(self, changes: Sequence[BinlogChange]) -> bool:
@@ -85,12 +85,12 @@ class _SeenPlaces:
             file=status["binlog_snapshot_file"], offset=int(status["binlog_snapshot_position"])
         )
         if before is not None and seen < before:
-            raise SourceLostError("The database's log was begun again.")
+            raise SourceLostError("The database's log was reset.")
         return seen
 
 
 class _SeenGTIDs:
-    """MySQL: which GTIDs are executed. Without GTIDs the server does not say it, and all counts as visible."""
+    """MySQL: which GTIDs are executed. Without GTIDs this is unknown, and everything counts as visible."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -106,7 +106,7 @@ class _SeenGTIDs:
         if is_shown:
             self._shown = wanted
         elif not is_still_shown:
-            raise SourceLostError("The database's log was begun again.")
+            raise SourceLostError("The database's log was reset.")
         return bool(is_shown)
 
 

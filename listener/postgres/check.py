@@ -1,4 +1,4 @@
-"""Whether this PostgreSQL is ready: finds everything that could keep the listener from running, before it runs."""
+"""Checks that this PostgreSQL is ready: finds in advance everything that could prevent the listener from running."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ __all__ = ["Requirements", "check_capacity", "check_postgres", "check_server"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What the listener needs of the server."""
+    """The listener's requirements of the server."""
 
     slot: str
     publication: str
     plugin: str
     failover: bool
     routes: Sequence[Route]
-    lag_alarm: int  # bytes of log kept for the slot from which on there is a warning
+    lag_alarm: int  # bytes of log kept for the slot that cause a warning
     saved: Saved | None = None  # what was published before
     column_lists: bool = False
 
@@ -69,7 +69,7 @@ class Requirements:
 
 
 def check_postgres(url: str, wanted: Requirements) -> Iterator[Finding]:
-    """Yield what was found, problem or not, with hints in the words of the server's host. Never raise CDCError."""
+    """Yield all findings, problems or not, with hints for the server's host. Never raise CDCError."""
     try:
         with closing(connect(url)) as connection:
             yield Finding(what="connection", code="connection", found=_address(connection))
@@ -121,7 +121,7 @@ def _check_slot(connection: Connection, wanted: Requirements, slot: Slot | None)
 
 
 def _check_position(url: str, wanted: Requirements, slot: Slot | None) -> Iterator[Finding]:
-    """Yield what keeps the listener from continuing at its checkpoint."""
+    """Yield what prevents the listener from continuing at its checkpoint."""
     if slot and (gap := find_position_gap(url, slot, wanted.saved)):
         yield finding_from("checkpoint", gap)
 
@@ -130,11 +130,11 @@ def _check_creation(connection: Connection, what: str) -> Finding:
     found = "will be created at the first start"
     pids, prepared = open_transactions(connection), prepared_transactions(connection)
     if pids:
-        found += f", once the transactions that are open now have ended (pid {', '.join(map(str, pids))})"
+        found += f", after the open transactions have ended (pid {', '.join(map(str, pids))})"
     if not prepared:
         return Finding(what=what, code="slot", found=found)
     names = [Literal(name).as_string(connection) for name in prepared]
-    found += f", once the prepared transactions have been ended: {', '.join(names)}"
+    found += f", after the prepared transactions have ended: {', '.join(names)}"
     hint = "\n".join(f"COMMIT PREPARED {name};   or: ROLLBACK PREPARED {name};" for name in names)
     return Finding(what=what, state=State.WARNING, code="slot", found=found, hint=hint)
 
@@ -146,14 +146,18 @@ def _check_found_slot(connection: Connection, wanted: Requirements, slot: Slot) 
     except CDCError as error:
         yield finding_from(what, error)
         return
-    free = f"a listener reads from it (pid {slot.active_pid})" if slot.active_pid else "nobody reads from it"
+    free = (
+        f"a listener reads from it (pid {slot.active_pid})"
+        if slot.active_pid
+        else "no listener reads from it"
+    )
     yield Finding(what=what, code="slot", found=f"{free}; {_megabytes(slot.retained_bytes)} of log kept")
     if slot.wal_status == "unreserved":
         hint = "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf();"
         yield Finding(what=what, state=State.WARNING, code="slot_lost", found="about to be lost", hint=hint)
     elif (slot.retained_bytes or 0) > wanted.lag_alarm:
         found = f"{_megabytes(slot.retained_bytes)} of log kept, more than CDC_LAG_ALARM"
-        hint = "Is the listener running, and is the broker there? python -m listener status"
+        hint = "Check that the listener is running and the broker is available: python -m listener status"
         yield Finding(what=what, state=State.WARNING, code="slot_lag", found=found, hint=hint)
 
 
@@ -164,7 +168,7 @@ def _megabytes(size: int | None) -> str:
 def _check_plugin(
     connection: Connection, wanted: Requirements, slot: Slot | None, url: str
 ) -> Iterator[Finding]:
-    """Try the plugin in a temporary slot: servers have no list of their output plugins."""
+    """Try the plugin in a temporary slot: servers do not list their output plugins."""
     if wanted.failover and connection.info.server_version < 17_00_00:
         yield Finding(
             what="CDC_SLOT_FAILOVER",
@@ -177,7 +181,7 @@ def _check_plugin(
         return
     what = f"plugin {wanted.plugin}"
     try:
-        # The server loads the plugin first. A time-out in the wait for open transactions means that it is installed.
+        # The server loads the plugin first. A timeout while waiting for open transactions means that it is installed.
         execute(connection, "SET statement_timeout = '2s'")
         fetch(
             connection,
@@ -212,7 +216,7 @@ def _read_tables(survey: Survey) -> list[TableName]:
 def _check_gaps(
     connection: Connection, wanted: Requirements, notes: Notes, survey: Survey
 ) -> Iterator[Finding]:
-    """Yield the gaps at which the next start would stop, and the noted ones that nobody has accepted."""
+    """Yield the gaps that would stop the next start, and the noted gaps not accepted yet."""
     if wanted.saved is not None:
         position = published_lsn(wanted.saved)
         start = format_lsn(gap_start(notes, survey, position))
@@ -248,7 +252,7 @@ def _check_publication(connection: Connection, wanted: Requirements, survey: Sur
     if obstacle is not None and found is not None and found.suffices_for(needed):
         return is_well(found="has what the routes need, with lists of columns")
     if obstacle is None:
-        return is_well(found="will be created" if found is None else "will be brought up to date")
+        return is_well(found="will be created" if found is None else "will be updated")
     sql = "\n".join(
         f"{statement.as_string(connection)};" for statement in statements_for(wanted.publication, found, plan)
     )
@@ -295,9 +299,9 @@ def _obstacle(
     if not exists and not may_create:
         return f"does not exist, and {role} may not CREATE in this database"
     if not owns_publication:
-        return f"lacks something, and {role} does not own it"
+        return f"is incomplete, but {role} does not own it"
     if not_owned:
-        return f"is not as the routes need it, and {role} does not own {', '.join(not_owned)}"
+        return f"is not as the routes need it, but {role} does not own {', '.join(not_owned)}"
     return None
 
 
@@ -351,7 +355,7 @@ def _check_retention(connection: Connection) -> Iterator[Finding]:
     yield Finding(
         what="max_slot_wal_keep_size",
         code="wal_retention",
-        found="unlimited: while the listener is away, the log grows" if kept == "-1" else kept,
+        found="unlimited: while the listener is stopped, the log grows" if kept == "-1" else kept,
     )
     idle = settings.get("idle_replication_slot_timeout", "0")
     if idle != "0":
@@ -359,7 +363,7 @@ def _check_retention(connection: Connection) -> Iterator[Finding]:
             what="idle_replication_slot_timeout",
             state=State.WARNING,
             code="idle_slot_timeout",
-            found=f"{idle}: a listener that is stopped for longer loses changes",
+            found=f"{idle}: a listener stopped for longer loses changes",
             hint="ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         )
 
@@ -402,7 +406,7 @@ def check_capacity(connection: Connection, url: str, slot: Slot | None) -> Itera
 
 
 def _check_sender(url: str, slot: Slot | None) -> Finding:
-    """Open a session of the replication protocol, and close it: the only way to know that one is free."""
+    """Open a replication session, and close it: the only way to know that a WAL sender is free."""
     try:
         connect_replication(url).close()
     except SourceLostError as error:

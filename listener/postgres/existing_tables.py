@@ -1,4 +1,4 @@
-"""The tables that are there, for a first file of routes."""
+"""The existing tables, for a first file of routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["read_existing_tables"]
 
 
 def read_existing_tables(url: str) -> list[ExistingTable]:
-    """Return all tables but partitions and those of extensions, by name; raises SourceError, SourceLostError."""
+    """Return all tables except partitions and those of extensions, by name. Raise SourceError, SourceLostError."""
     with closing(connect(url)) as connection:
         return list(_tables(fetch(connection, _TABLES)))
 

@@ -1,4 +1,4 @@
-"""Whether the server still has what comes after a checkpoint: slot, publication, and position in the log."""
+"""Checks that the server still has the changes after a checkpoint: slot, publication, and position in the log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_gap(
     if publication is not None and read_publication(connection, publication) is None:
         # Version 18 skips what is older than the publication without logging it. Earlier versions stop there.
         looked = parse_notes(saved.notes).checked_lsn if saved else 0
-        # It may have been dropped before the checkpoint: a listener reads on until it checks, and may be killed.
+        # It may have been dropped before the checkpoint: a listener continues until its next check, and may be killed.
         is_earlier = 0 < looked < published_lsn(saved)
         start = format_lsn(looked) if is_earlier else unpublished_from(saved, slot)
         return gap_of_publication(publication, start, slot.current_lsn)
@@ -39,7 +39,7 @@ def find_gap(
 
 
 def published_lsn(saved: Saved | None) -> int:
-    """Return the LSN up to which the log was published; 0 if that is not known."""
+    """Return the LSN up to which the log was published; 0 if unknown."""
     try:
         return WALPosition.parse(saved.position).commit_lsn if saved else 0
     except ValueError:
@@ -48,9 +48,9 @@ def published_lsn(saved: Saved | None) -> int:
 
 def _slot_is_gone(name: str, saved: Saved, current: str) -> GapError:
     return GapError(
-        f"The replication slot {name} is gone: what was committed after {unpublished_from(saved, None)} and before it "
-        f"is created again (now: {current}) cannot be read.",
-        hint=f"If this is a new listener, give it a CDC_NAME of its own. {ACCEPT_GAP}",
+        f"The replication slot {name} no longer exists: what was committed after {unpublished_from(saved, None)} "
+        f"and before it is recreated (now: {current}) cannot be read.",
+        hint=f"If this is a new listener, give it its own CDC_NAME. {ACCEPT_GAP}",
         code="slot_gone",
     )
 
@@ -58,7 +58,7 @@ def _slot_is_gone(name: str, saved: Saved, current: str) -> GapError:
 def find_position_gap(url: str, slot: Slot, saved: Saved | None) -> GapError | None:
     """Return the gap if the position of the slot, or of the log, does not fit the checkpoint.
 
-    Return None also while a listener reads, and if it cannot be known: other checks report why.
+    Also return None while a listener reads, and if it cannot be determined: other checks report why.
     """
     if saved is None or slot.active_pid or slot.confirmed_flush_lsn is None or slot.is_lost:
         return None

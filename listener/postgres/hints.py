@@ -40,7 +40,7 @@ HIDDEN_COMMIT: Final = (
     "SELECT application_name, state, sync_state FROM pg_stat_replication; Start the standby, or take it out."
 )
 
-ACCEPT_GAP: Final = "To go on without the missing changes: python -m listener run --accept-gap"
+ACCEPT_GAP: Final = "To continue without the missing changes: python -m listener run --accept-gap"
 
 CONNECTIONS: Final = (
     "See who uses them: SELECT pid, usename, application_name, client_addr, state FROM pg_stat_activity;\n"
@@ -51,7 +51,7 @@ CONNECTIONS: Final = (
 DATABASE: Final = "Check the database's name in DATABASE_URL, or: CREATE DATABASE {database};"
 
 RESTORED: Final = (
-    "Does DATABASE_URL name the right server? If so, bring what depends on the restored rows up to date. Then go on "
+    "Does DATABASE_URL name the right server? If so, update what depends on the restored rows. Then continue "
     "with what the database has committed after its replication slot's position: python -m listener run --accept-gap"
 )
 
@@ -94,12 +94,12 @@ POOLER: Final = (
 )
 
 PARTITIONED: Final = (
-    "is partitioned, and wal2json does not say which table a row's partition belonged to "
+    "is partitioned, and wal2json does not show which table a row's partition belonged to "
     "when the row was written"
 )
 PARTITIONED_HINT: Final = (
     "Set CDC_PLUGIN=pgoutput, which sends it, and another CDC_NAME, because a slot belongs to one plugin. The new "
-    "listener reads what is committed after its slot is created; bring up to date by hand what depends on this table's "
+    "listener reads what is committed after its slot is created; update by hand what depends on this table's "
     "earlier changes.\n"
     "Or name the partitions in the route, and not the partitioned table."
 )
@@ -125,7 +125,7 @@ UPDATE: Final = "Update cdc-tasks, and report this with the server's version."
 STUCK: Final = (
     "Is it a value of more than 500 MB? Leave its column out: give the table's routes columns=, with "
     f"CDC_PLUGIN=pgoutput. Otherwise: {UPDATE}\n"
-    "To go on without that transaction, first bring up to date by hand what depends on it. Then run:\n"
+    "To continue without that transaction, first update by hand what depends on it. Then run:\n"
     "  SELECT pg_replication_slot_advance('{slot}', '{beyond}');\n"
     "and then: python -m listener run --accept-gap"
 )
@@ -138,12 +138,12 @@ TLS: Final = (
 TLS_OFF: Final = "Turn TLS on in the server (ssl = on), or take sslmode out of DATABASE_URL."
 
 
-# --- Names in SQL that is to be pasted --------------------------------------------------------------------
+# --- Names in SQL for pasting -----------------------------------------------------------------------------
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 
-# Keywords that need quotes as a name: those that `pg_get_keywords()` calls reserved, in any version.
+# Keywords that need quotes as a name: reserved according to `pg_get_keywords()` in any version.
 _WORDS = """
 all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
 column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
@@ -159,7 +159,7 @@ RESERVED = frozenset(_WORDS.split())
 
 
 def quoted(name: str) -> str:
-    """Return the name, in quotes if SQL would read it as another one."""
+    """Return the name, quoted if SQL would otherwise read it as another one."""
     if _PLAIN.fullmatch(name) and name not in RESERVED:
         return name
     return '"' + name.replace('"', '""') + '"'
@@ -170,6 +170,4 @@ def quoted_table(table: tuple[str, str]) -> str:
     return ".".join(map(quoted, table))
 
 
-AFTER_GAP: Final = (
-    "Send the rows that are there, for each table of a route: python -m listener backfill TABLE"
-)
+AFTER_GAP: Final = "Send the existing rows of each table of a route: python -m listener backfill TABLE"

@@ -56,7 +56,7 @@ __all__ = ["PostgresWALMonitor"]
 
 log = structlog.get_logger()
 
-_MAX_BYTES = 1_000_000  # of messages in a batch: wide rows come in smaller batches
+_MAX_BYTES = 1_000_000  # of messages in a batch: wide rows make smaller batches
 _TICK = IDLE_INTERVAL
 _ACKNOWLEDGE_EVERY = 0.5  # seconds
 _IDLE_EVERY = 1.0  # seconds between two acknowledgements of log without changes for the listener
@@ -116,28 +116,28 @@ class PostgresWALMonitor:
             wakeup=self._wakeup,
         )
         self._resources = ExitStack()  # what `close` closes
-        # Of the server and the slot, as they were when the listener opened them.
+        # State of the server and the slot when the listener opened them.
         self._tables = PreparedTables(Notes(), 0)
         self._timeline: Timeline
         self._confirmed = 0  # the slot's position
         self._has_new_slot = False
-        self._gap_is_accepted = False  # and no batch has said so yet
-        self._advanced_to = 0  # up to here this listener itself may have moved the slot
+        self._gap_is_accepted = False  # and no batch has noted it yet
+        self._advanced_to = 0  # this listener may have moved the slot up to here
         # Of one connection.
         self._stream: ReplicationStream
         self._decoder: Decoder
         self._visibility: Visibility
         self._visibility_wait: VisibilityWait
-        self._hidden: tuple[bytes, Hidden] | None = None  # the message that was read last, if it waits
+        self._hidden: tuple[bytes, Hidden] | None = None  # the last message read, if it waits
         self._watch: TableWatch
         self._notes = NotesWriter()
         self._acknowledgements = Acknowledgements(replay_window=replay_window)
         self._acknowledged_at = 0.0
         self._window: Window
-        self._mark: Watermark | None = None  # at the end of what was read
+        self._mark: Watermark | None = None  # at the end of the changes read
         self._in_transaction = False
-        self._held: list[WALChange] = []  # read, and left to the next batch: see `hold_back`
-        self._ran_dry = False  # the server had no more when the reading stopped
+        self._held: list[WALChange] = []  # read, but left for the next batch: see `hold_back`
+        self._ran_dry = False  # the server had no more data when reading stopped
         self._is_ahead = False  # the broker may not have the last batch yet
         self._last = LastPublished()  # the last change, of this run or an earlier one
         self._read_up_to = 0  # the end of the last transaction, or of log without changes for the listener
@@ -169,7 +169,7 @@ class PostgresWALMonitor:
                 return
 
     def batches(self, after: str | None) -> Iterator[Batch]:
-        """Yield what comes after `after`; see `Monitor.batches`."""
+        """Yield the changes after `after`; see `Monitor.batches`."""
         if after and self._gap_is_accepted:
             after = self._next_generation(after)
         self._gap_is_accepted = False
@@ -186,8 +186,8 @@ class PostgresWALMonitor:
             log.error("gap_accepted", gap=gap.message, hint=AFTER_GAP)  # noqa: TRY400 - a person needs no traceback
             self.has_accepted_gap = True
             after = self._next_generation(after)
-            # First the checkpoint: what is read from now on has its generation. Then all is read again, also what was
-            # left out as published: that was another log's.
+            # First the checkpoint: changes read from now on have its generation. Then all is read again, even what was
+            # left out as published: that belonged to another log.
             yield Batch((), after)
             self.open(saved=Saved(after))
             yield from self._batches(after)
@@ -195,7 +195,7 @@ class PostgresWALMonitor:
     def acknowledge(self, position: str) -> None:
         """Let the server discard its log up to `position`, up to half a second later."""
         if self._decoder.awaits_last_published:
-            return  # this may be another log than the one that `position` is of
+            return  # `position` may belong to another log
         published = WALPosition.parse(position).commit_lsn
         self._watch.published(published)
         lsn, now = self._acknowledgements.published(published), monotonic()
@@ -204,7 +204,7 @@ class PostgresWALMonitor:
             self._stream.acknowledge(lsn)
 
     def read_chunk(self, request: ChunkRequest, /) -> None:
-        """Begin to read rows for a backfill; see `Monitor.read_chunk`."""
+        """Start to read rows for a backfill; see `Monitor.read_chunk`."""
         self._window.start(request)
 
     def stop(self) -> None:
@@ -223,7 +223,7 @@ class PostgresWALMonitor:
         with ExitStack() as stack, closing(self._connect()) as connection:
             refuse_standby(connection)
             slot = self._setup.acquire(connection)
-            # Before anything is created: this fails on a server, or behind a pooler, from which we cannot read.
+            # Before anything is created: this fails if the server, or a pooler before it, does not support replication.
             replication = stack.enter_context(closing(connect_replication(self._database_url)))
             self._prepare_server(connection, slot, saved())
             self._identify_server(replication)
@@ -287,7 +287,7 @@ class PostgresWALMonitor:
     def _open_window(self, plugin: Plugin) -> Window:
         self._mark = None
         refusal = BackfillRefusedError(
-            "pgoutput sends no logical messages before PostgreSQL 14, and a backfill puts its marks into them.",
+            "pgoutput sends no logical messages before PostgreSQL 14, but a backfill needs them for its marks.",
             hint="Use CDC_PLUGIN=wal2json, with another CDC_NAME, or a later PostgreSQL.",
             code="backfill_unsupported",
         )
@@ -323,12 +323,12 @@ class PostgresWALMonitor:
             return self._stream.start(self._slot, plugin.options)
 
     def _acknowledge_the_rest(self) -> None:
-        # If the server is gone it will send this part of the log again, and the checkpoint leaves it out.
+        # If the server is lost, it sends this part of the log again, and the checkpoint leaves it out.
         with suppress(SourceLostError):
             self._stream.acknowledge(self._acknowledgements.lsn)
 
     def _keep_advanced(self) -> None:
-        """Note up to where we moved the slot: if it is further at the next start, somebody else moved it."""
+        """Note up to where we moved the slot: if it is further at the next start, someone else moved it."""
         self._advanced_to = max(self._advanced_to, self._stream.flushed, self._stream.server_position)
 
     # --- Reading ------------------------------------------------------------------------------------------
@@ -337,11 +337,11 @@ class PostgresWALMonitor:
         """Yield batches until `stop`: an empty one every `_TICK` while nothing comes."""
         position = self._start_decoder(after)
         if not self._decoder.awaits_last_published:
-            # At once, so that the broker has a checkpoint from the start on: a missing one then means lost data.
+            # Immediately, so the broker has a checkpoint from the start: a missing one then means lost data.
             yield self._empty_batch(position)
         while not self._wakeup.is_set:
             yield from self._until_visible(position, after)
-            self._accept_gap &= self._decoder.awaits_last_published  # only this gap, and no later one
+            self._accept_gap &= self._decoder.awaits_last_published  # only this gap, not a later one
             changes, self._held = self._held, []
             try:
                 may_read_on = self._read(changes)
@@ -374,10 +374,10 @@ class PostgresWALMonitor:
             yield from self._last_notes(position)
 
     def _start_decoder(self, after: str | None) -> WALPosition:
-        """Let the decoder leave out what was published; return the position from which reading begins.
+        """Let the decoder leave out published changes; return the position from which reading begins.
 
-        It is the slot's position and not the checkpoint's. Up to the checkpoint the log was read, but what held nothing
-        for the listener then may hold other changes after a restore.
+        It is the slot's position, not the checkpoint's. The log was read up to the checkpoint, but a part without any
+        for the listener may contain other changes after a restore.
         """
         start = self._resume(after) if after else ResumePoint()
         self._warn_of_loss(after, start)
@@ -387,11 +387,11 @@ class PostgresWALMonitor:
         return WALPosition.before(self._confirmed)
 
     def _read(self, changes: list[WALChange]) -> bool:
-        """Read what the server has now, up to a batch; return whether to read on before the broker has it.
+        """Read what the server has now, up to a batch; return whether to continue before the broker has it.
 
-        Not behind a message without an LSN, such as one that describes a table. There psycopg2 takes over the LSN of a
-        keepalive, and sends it to a server that asks, as one does that shuts down. The broker must have all before that
-        LSN by then. (The Begin of a transaction that was replicated from another server has no LSN either. But the
+        Not after a message without an LSN, such as the description of a table. There psycopg2 takes over the LSN of a
+        keepalive, and sends it to a server that requests a reply, as at shutdown. The broker must have all before that
+        LSN by then. (The Begin of a transaction replicated from another server has no LSN either. But the
         server sends the next message together with it, and a batch for each such transaction would be slow.)
         """
         with self._errors_explained():
@@ -420,7 +420,7 @@ class PostgresWALMonitor:
         return True
 
     def _until_visible(self, position: WALPosition, after: str | None) -> Iterator[Batch]:
-        """Yield batches without changes until sessions see the transaction that comes next, or `stop`."""
+        """Yield batches without changes until sessions see the next transaction, or `stop`."""
         if self._hidden is None:
             return
         _, (commit_lsn, xid) = self._hidden
@@ -440,7 +440,7 @@ class PostgresWALMonitor:
         return mark is not None or self._hidden is not None or bool(self._held and not self._ran_dry)
 
     def _note(self, boundary: Begin | Commit | Hidden | Watermark, payload: bytes) -> bool:
-        """Note where the stream is; return whether the batch ends there."""
+        """Note the stream's position; return whether the batch ends there."""
         if isinstance(boundary, Hidden):
             self._hidden = payload, boundary
             return True
@@ -456,13 +456,13 @@ class PostgresWALMonitor:
         return True
 
     def _position_of(self, change: WALChange) -> WALPosition:
-        """Return the end of the change's transaction if that was read: acknowledgements end at the checkpoint."""
+        """Return the end of the change's transaction if it has been read: acknowledgements end at the checkpoint."""
         if self._read_up_to <= change.commit.commit_lsn:
             return WALPosition(change.commit.commit_lsn, change.ordinal)
         return WALPosition.before(self._read_up_to)
 
     def _advance(self, position: WALPosition) -> WALPosition:
-        """Return a later position if log without changes was read, else wait a `_TICK`."""
+        """Return a later position if log without changes was read, or else wait a `_TICK`."""
         if (idle := self._idle_position()) > position and self._decoder.may_advance():
             position = idle
         elif not self._is_ahead:
@@ -471,7 +471,7 @@ class PostgresWALMonitor:
         return position
 
     def _idle_position(self) -> WALPosition:
-        """Return how far the log is read, also log without changes for us: the server may discard that, too."""
+        """Return how far the log is read, including log without changes for us, which the server may also discard."""
         server_position, now = self._stream.server_position, monotonic()
         if self._in_transaction:
             return WALPosition(0, 0)
@@ -517,13 +517,13 @@ class PostgresWALMonitor:
         return str(WALCheckpoint(self._decoder.eras.of(position.commit_lsn), position, self._last))
 
     def _next_generation(self, checkpoint: str) -> str:
-        """Return the checkpoint after an accepted gap: what the slot has from now on is new, at any LSN."""
+        """Return the checkpoint after an accepted gap: everything the slot has from now on is new, at any LSN."""
         eras = self._timeline.eras(WALCheckpoint.parse(checkpoint).era.generation + 1)
         position = WALPosition.before(self._confirmed)
         return str(WALCheckpoint(eras.of(self._confirmed), position, LastPublished()))
 
     def _changed_notes(self, *, is_last: bool = False) -> str | None:
-        """Return the notes if the broker does not have them. Raise what the watch found."""
+        """Return the notes if the broker does not have them. Raise the error that the watch found."""
         watch = self._watch
         if watch.error is not None:
             raise watch.error
@@ -534,7 +534,7 @@ class PostgresWALMonitor:
         )
 
     def _last_notes(self, position: WALPosition) -> Iterator[Batch]:
-        """Yield what the watch found since the last batch: without it the next start would report a gap."""
+        """Yield the findings of the watch since the last batch: without them the next start would report a gap."""
         self._watch.close()
         if self._watch.error is None and (notes := self._changed_notes(is_last=True)) is not None:
             yield Batch((), self._checkpoint(position), notes=notes)
@@ -557,7 +557,7 @@ class PostgresWALMonitor:
             raise reason from error
 
     def _stuck(self, error: SourceError) -> SourceError:
-        """Return the error with the position of a message that the server cannot send, or that we cannot read."""
+        """Return the error with the position of a message that the server cannot send or the listener cannot read."""
         message = error.message.rstrip(".")
         if not self._in_transaction:
             return SourceError(
@@ -580,7 +580,7 @@ class PostgresWALMonitor:
         )
 
     def _warn_of_loss(self, after: str | None, start: ResumePoint) -> None:
-        """Log what a failover lost, and that a broker lost its data."""
+        """Log the changes that a failover lost, and a broker's loss of data."""
         label = WALCheckpoint.parse(after).label if after else "none"
         if start.lost_from:
             log.error(
@@ -588,7 +588,7 @@ class PostgresWALMonitor:
                 checkpoint=label,
                 lost_from=format_lsn(start.lost_from),
                 reason="The new primary did not have all that the old one committed, or was restored to a point in "
-                "time. Tasks of the lost changes were published. Of the new primary's changes none is missing.",
+                "time. Tasks of the lost changes were published. No change of the new primary is missing.",
                 hint="Let the listener wait for the standbys: synchronized_standby_slots on the primary.",
             )
         is_behind = after is None or WALPosition.parse(after) < WALPosition.before(self._confirmed)
@@ -598,7 +598,7 @@ class PostgresWALMonitor:
                 checkpoint=label,
                 acknowledged=format_lsn(self._confirmed),
                 reason="The broker's checkpoint is older than what the listener acknowledged to the database: the "
-                "broker was restarted without its data, or with an old copy. Tasks that it had are lost if the "
+                "broker was restarted without its data, or with an old copy. Its tasks are lost if the "
                 "database no longer has their changes.",
                 hint="Make the broker keep its data (appendonly yes), and PostgreSQL some log to publish again from: "
                 "CDC_REPLAY_WINDOW=600",

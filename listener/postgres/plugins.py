@@ -25,7 +25,7 @@ PluginName = Literal["pgoutput", "wal2json"]
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What one replication connection needs of a plugin."""
+    """What one replication connection needs from a plugin."""
 
     decoder: Decoder
     options: tuple[dict[str, str], ...]  # for START_REPLICATION: the first that the server accepts
@@ -52,7 +52,7 @@ def open_plugin(
     """Return the plugin, ready for one connection.
 
     `connect` opens an ordinary session for the catalogue; `notes` are the decoder's notes of an earlier run;
-    `codec` is Python's name of the encoding of the log's texts; `server_version` is psycopg2's number. `announced` is
+    `codec` is Python's name for the encoding of the log's text; `server_version` is psycopg2's number. `announced` is
     called with the OID and the name of a table before its changes come, if the plugin sends them. `prefixes` are those
     of the logical messages that are for us. `is_visible` returns whether sessions see a transaction, by its xid.
     """
@@ -82,7 +82,7 @@ def open_plugin(
     decoder = wal2json.Wal2JsonDecoder(
         resolve_type, definitions, watches, source=source, codec=codec, **shared
     )
-    options = wal2json.OPTIONS | {"add-msg-prefixes": ",".join(prefixes)}  # others' messages are not sent
+    options = wal2json.OPTIONS | {"add-msg-prefixes": ",".join(prefixes)}  # other messages are not sent
     candidates = (options | wal2json.NUMBERS_AS_STRINGS, options)
     lacks = "NaN and Infinity, which come as null; wal2json 2.6 has them, and so has CDC_PLUGIN=pgoutput"
 

@@ -27,21 +27,21 @@ __all__ = ["PreparedServer", "ServerSetup"]
 
 log = structlog.get_logger()
 
-# SQLSTATEs of a race that another listener with the same publication has won: try again.
+# SQLSTATEs of a race that another listener with the same publication has won: retry.
 _LOST_RACES: Final = frozenset({"23505", "42710", "XX000"})  # exists already; tuple concurrently updated
 
 
 class PreparedServer(NamedTuple):
-    """What a listener finds when it may start to read."""
+    """The state when a listener may start to read."""
 
     tables: PreparedTables
     has_new_slot: bool
-    gap_is_accepted: bool  # changes before the new slot are missing, and a person has accepted that
+    gap_is_accepted: bool  # changes before the new slot are missing, which a person has accepted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSetup:
-    """What one listener needs on its server."""
+    """The server objects of one listener."""
 
     connect: Callable[[], Connection]  # opens an ordinary session
     slot: str
@@ -97,8 +97,8 @@ class ServerSetup:
         has_gap: bool,
         accept_gap: bool,
     ) -> PreparedTables:
-        """Compare the tables with the notes; an accepted gap covers all that happened since."""
-        # A start that never got to its first checkpoint, or a broker that lost its data.
+        """Compare the tables with the notes; an accepted gap covers everything since."""
+        # A start without a first checkpoint, or a broker that lost its data.
         is_assumed = saved is None and slot is not None
         if has_gap:
             notes = replace(notes, tables=None)
@@ -133,7 +133,7 @@ def _lock_of(slot: str) -> int:
 
 @contextmanager
 def _lost_races_retried() -> Iterator[None]:
-    """Raise SourceLostError, after which the listener tries again, if another session has just done the same."""
+    """Raise SourceLostError, after which the listener retries, if another session has just done the same."""
     try:
         yield
     except SourceError as error:

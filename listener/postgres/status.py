@@ -1,4 +1,4 @@
-"""The state of the listener as PostgreSQL has it: for `status` and the lag alarm."""
+"""The listener's state according to PostgreSQL: for `status` and the lag alarm."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def read_postgres_status(
     routes: Sequence[Route] = (),
     notes: str | None = None,
 ) -> SourceStatus:
-    """Return how far the server and its slot are. Raise SourceError, SourceLostError.
+    """Return the positions of the server and its slot. Raise SourceError, SourceLostError.
 
-    The `publication` is compared with what the routes need now. While the listener runs, somebody may create a table
-    again, take it out of the publication, or give it partitions that do not fit. `notes` are those kept with the
+    The `publication` is compared with what the routes need now. While the listener runs, someone may recreate a table,
+    remove it from the publication, or add partitions that do not fit. `notes` are those stored with the
     checkpoint, if that is known.
     """
     with closing(PostgresGauge(url, slot_name)) as gauge:
@@ -84,7 +84,7 @@ def _with_tables(
 
 
 class PostgresGauge:
-    """Reads how far the server and its slot are, in a session that it keeps."""
+    """Reads the positions of the server and its slot, in one open session."""
 
     def __init__(self, url: str, slot_name: str) -> None:
         self._url = url
@@ -92,9 +92,9 @@ class PostgresGauge:
         self._connection: Connection | None = None
 
     def read(self, checkpoint: str | None) -> SourceStatus:
-        """Return how far they are, without a look at the tables.
+        """Return the positions, without checking the tables.
 
-        Raise SourceError, SourceLostError; the next read connects again then.
+        Raise SourceError, SourceLostError; then the next read reconnects.
         """
         return self._asked(lambda connection: self._read(connection, checkpoint))
 
@@ -106,7 +106,7 @@ class PostgresGauge:
         routes: Sequence[Route] = (),
         notes: str | None = None,
     ) -> SourceStatus:
-        """Return what `read_postgres_status` returns; raise what `read` raises."""
+        """Return the same as `read_postgres_status`; raise what `read` raises."""
         given: Any = {"publication": publication, "routes": routes, "notes": notes}
         return self._asked(
             lambda connection: _with_tables(connection, self._url, self._slot_name, checkpoint, **given)
@@ -146,11 +146,11 @@ class PostgresGauge:
 
 
 def _lag(connection: Connection, slot: Slot, checkpoint: str | None) -> int | None:
-    """Return how many bytes of log are not published yet."""
+    """Return the bytes of unpublished log."""
     if checkpoint is None:
         return slot.unconfirmed_bytes
     published = format_lsn(WALPosition.parse(checkpoint).commit_lsn + 1)
-    # What is acknowledged is published too, and may end a little later: after the last commit.
+    # The acknowledged part is published too, and may end a little later: after the last commit.
     lag: int | None = fetch_value(connection, _LAG, [slot.current_lsn, published, slot.confirmed_flush_lsn])
     return lag
 
@@ -158,7 +158,7 @@ def _lag(connection: Connection, slot: Slot, checkpoint: str | None) -> int | No
 def _find_in_tables(
     connection: Connection, sync: TableSync, notes: Notes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the tables that are missing in the publication, and the problems of the routes' tables."""
+    """Return the tables missing in the publication, and the problems of the routes' tables."""
     findings, survey = sync.survey(connection, notes)
     lacking = sync.lacking(connection, survey) if sync.publication else ()
     unseen = [".".join(survey.by_oid[oid].table.name) for oid in sorted(lacking)]
@@ -190,4 +190,4 @@ def _reader(slot: Slot) -> tuple[Reader, str]:
     if slot.active_pid is not None:
         return Reader.RUNNING, f"slot {slot.name}, read by the server's process {slot.active_pid}"
     since = f" since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
-    return Reader.NONE, f"slot {slot.name}, read by nobody{since}"
+    return Reader.NONE, f"slot {slot.name}, no reader{since}"

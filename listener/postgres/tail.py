@@ -1,8 +1,8 @@
-"""The write-ahead log from now on, through a temporary slot: for a person who watches it.
+"""Reads the write-ahead log from now on through a temporary slot, for `watch`.
 
-The slot belongs to the session: the server drops it when that ends, for whatever reason. Nothing else is made or
-altered. pgoutput sends the tables of a publication, so the one of the listener is read. If that is not there, or does
-not have a table that was asked for, wal2json is used, which needs none; if the server has it.
+The slot belongs to the session: the server drops it when the session ends for any reason. Nothing else is created or
+changed. pgoutput sends the tables of a publication, so the listener's publication is used. If it does not exist, or
+lacks a requested table, wal2json is used if the server has it: it needs no publication.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _MAX_BYTES: Final = 1_000_000  # of messages in a batch
 _ACKNOWLEDGE_EVERY: Final = 1.0  # seconds
 _CHECK_LAG_EVERY: Final = 10.0  # seconds, while changes come
 _MOST_STALLED: Final = (
-    60.0  # seconds without a read, as when a terminal is held: then the slot must not keep log
+    60.0  # seconds without a read, e.g. in a suspended terminal: then the slot must not keep log
 )
 
 _REFUSED: Final = "22023"  # the plugin does not know an option
 
 _SENDER_TIMEOUT: Final = "SELECT setting::int / 1000.0 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
-# All tables that a person knows, and whether the publication has them; a partitioned table, if it has a partition.
+# All user tables, and whether the publication has them; of a partitioned table, a partition is enough.
 _TABLES: Final = """
 WITH published AS (
     SELECT format('%%I.%%I', schemaname, tablename)::regclass::oid AS oid
@@ -81,7 +81,7 @@ class _Table(NamedTuple):
 class WALTail:
     """One replication connection with a temporary slot; fulfils `listener.core.tail.Tail`."""
 
-    misses_changes = True  # the slot is gone with the connection
+    misses_changes = True  # the slot ends with the connection
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class WALTail:
         prefixes: Sequence[str],
         most_lag: int,
     ) -> None:
-        """`routes` select the tables; what they fire does not matter. `needed` are tables that must be seen.
+        """`routes` select the tables; what they fire does not matter. `needed` are tables that must be visible.
 
-        `publication` is the listener's; `prefixes` as `BinlogRouter.prefixes`. `most_lag` in bytes: further behind, it
+        `publication` is the listener's; `prefixes` as `BinlogRouter.prefixes`. `most_lag` in bytes: with more lag, it
         ends.
         """
         self._url = database_url
@@ -111,12 +111,12 @@ class WALTail:
         self._resources = ExitStack()
         self._slot = f"cdc_watch_{uuid4().hex[:12]}"
         self.reads_by = ""
-        self._lacks = ""  # why the listener's plugin does not send what was asked for
+        self._lacks = ""  # why the listener's plugin does not send the requested tables
         self.unseen: Sequence[tuple[str, str]] = ()
         # Of one connection.
         self._stream: ReplicationStream
         self._decoder: Decoder
-        self._ended = 0  # the LSN behind the last transaction that was read
+        self._ended = 0  # the LSN after the last transaction read
         self._in_transaction = False
         self._acknowledged_at = 0.0
         self._lag_checked_at = 0.0
@@ -169,7 +169,7 @@ class WALTail:
     # --- Opening ------------------------------------------------------------------------------------------
 
     def _choose(self, connection: Connection) -> tuple[PluginName, list[_Table]]:
-        """Return the plugin that sends what was asked for, and all tables; note which it does not send."""
+        """Return the plugin that sends the requested tables, and all tables; note which it does not send."""
         tables = [_Table(*row) for row in fetch(connection, _TABLES, [self._publication])]
         partitioned = [(each.schema, each.name) for each in tables if each.is_partitioned]
         self._lacks = ""
@@ -186,9 +186,9 @@ class WALTail:
         return "wal2json", tables
 
     def _what_lacks(self, connection: Connection) -> str:
-        """Return why pgoutput does not send what was asked for; empty if it does."""
+        """Return why pgoutput does not send the requested tables; empty if it does."""
         if not fetch_value(connection, _PUBLICATION, [self._publication]):
-            return f"The publication {self._publication} does not exist, and pgoutput sends what a publication has"
+            return f"The publication {self._publication} does not exist, and pgoutput needs a publication"
         missing = sorted(set(self._needed).intersection(self.unseen))
         if not missing:
             return ""
@@ -233,7 +233,7 @@ class WALTail:
             codec=log_codec(replication),
             server_version=replication.info.server_version,
             prefixes=self._prefixes,
-            is_visible=lambda _xid: True,  # a person looks: no task starts before its change is visible
+            is_visible=lambda _xid: True,  # only displayed: no task could start before its change is visible
         )
 
     def _open_stream(
@@ -263,11 +263,11 @@ class WALTail:
 
     @property
     def _is_stalled(self) -> bool:
-        """Whether nobody takes what was read: the connection is closed then, so that the slot keeps no log."""
+        """Whether the changes are not being read: then the connection is closed, so the slot keeps no log."""
         return monotonic() - self._read_at > _MOST_STALLED
 
     def _check_lag(self) -> None:
-        """Raise SourceError if who watches is too slow: the server keeps the log for the slot meanwhile."""
+        """Raise SourceError if reading is too slow: the server keeps the log for the slot meanwhile."""
         now = monotonic()
         if now - self._lag_checked_at < _CHECK_LAG_EVERY:
             return
@@ -276,9 +276,9 @@ class WALTail:
             slot = read_slot(connection, self._slot)
         if slot is not None and (slot.unconfirmed_bytes or 0) > self._most_lag:
             raise SourceError(
-                f"The changes come faster than they can be shown: the server keeps {slot.unconfirmed_bytes:,} bytes of "
-                "log for it by now. So it ends.",
-                hint="Watch fewer: python -m listener watch TABLE --where COLUMN=VALUE",
+                f"Changes arrive faster than they can be shown: the server keeps {slot.unconfirmed_bytes:,} bytes of "
+                "log for this, so watching ends.",
+                hint="Watch fewer changes: python -m listener watch TABLE --where COLUMN=VALUE",
                 code="watch_too_slow",
             )
 
@@ -297,7 +297,7 @@ class WALTail:
                 self._in_transaction, self._ended = False, boundary.end_lsn
 
     def _acknowledge(self) -> None:
-        """Let the server drop the log that was read, now and then."""
+        """Let the server drop the log that was read, from time to time."""
         now = monotonic()
         if now - self._acknowledged_at < _ACKNOWLEDGE_EVERY:
             return
@@ -310,7 +310,7 @@ def _listed(names: Sequence[tuple[str, str]]) -> str:
 
 
 def _without_partitioned(routes: Sequence[Route], tables: Sequence[_Table]) -> Sequence[Route]:
-    """Return routes to the other tables by their names: wal2json sends partitions, and refuses what they are of."""
+    """Return routes for the other tables by name: wal2json sends partitions, and refuses partitioned tables."""
     router = BinlogRouter()
     for each in tables:
         if not each.is_partitioned and any(route.matches(each.schema, each.name) for route in routes):

@@ -1,7 +1,7 @@
-"""Coalescing and batching: which messages the calls become, and what is deferred.
+"""Coalescing and batching: how calls become messages, and what is deferred.
 
-A coalesced call goes out at once. For the next `interval` seconds calls like it are deferred; one call at the end
-stands for them. A batch goes out when it is full, or when its first change has waited `longest` seconds. What is
+A coalesced call is sent immediately. For the next `interval` seconds equal calls are deferred; one call at the end
+replaces them. A batch is sent when it is full, or when its first change has waited `longest` seconds. What is
 deferred is saved in Redis, in the same atomic step as the checkpoint, and read back at the start.
 """
 
@@ -22,17 +22,17 @@ from listener.publish.redis.connection import Command, too_large
 __all__ = ["Batched", "Batcher", "batch_together", "record_of", "route_of"]
 
 _MOST_OPEN = 10_000  # batches: with a key there is one for each; more are sent early
-_MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows come in smaller batches
+_MAX_BYTES = 1_000_000  # of arguments in a batch: wide rows make smaller batches
 
 _CoalescedOn = tuple[str, bytes, bytes]  # the route's id, the arguments, the keyword arguments
 
 
 class Batched(NamedTuple):
-    """What some calls become."""
+    """The result of batching some calls."""
 
     tasks: list[Call]
     parked: list[Parked]
-    saving: list[Command]  # save what is deferred; they run together with the checkpoint's
+    saving: list[Command]  # save what is deferred; they run with those of the checkpoint
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class _OpenBatch:
 
     @property
     def name(self) -> str:
-        """What tells it from other open batches: a batch has changes of one route, and of one key."""
+        """Identifies an open batch: its changes have one route and one key."""
         return self.route.id if self.key is None else _keyed_name(self.route, self.key)
 
     @property
@@ -59,7 +59,7 @@ class _OpenBatch:
         self.size += len(item)
 
     def to_call(self) -> Call:
-        """Return the task. Its id has its first change and how many follow: a repeat may have more, or fewer."""
+        """Return the task. Its id has the first change and the number of changes, which may differ after a crash."""
         origin, more = self.origin, len(self.items) - 1
         if more:
             change_id, position = origin.stamp
@@ -68,24 +68,24 @@ class _OpenBatch:
 
 
 class Batcher:
-    """Coalesces and batches calls, across publishes and across crashes."""
+    """Coalesces and batches calls, across publishes and crashes."""
 
     def __init__(
         self, key: str, *, interval: float = 0.5, longest: float = 1.0, clock: Callable[[], float] = monotonic
     ) -> None:
-        """`key` is the Redis hash of what is deferred; empty: nothing is saved. `interval` and `longest` in seconds."""
+        """`key`: the Redis hash of deferred calls; empty: nothing is saved. `interval` and `longest`: seconds."""
         self._key = key
         self._interval = interval
-        self._longest = max(0.0, longest - IDLE_INTERVAL)  # the caller asks only once in IDLE_INTERVAL
+        self._longest = max(0.0, longest - IDLE_INTERVAL)  # the caller calls only once per IDLE_INTERVAL
         self._clock = clock
-        self.max_bytes: int | None = None  # of arguments that the broker takes in one message; None: unknown
-        self._batches: dict[str, _OpenBatch] = {}  # in the order of the times
-        self._grown: dict[str, None] = {}  # the batches that got changes in this step
-        self._fired_at: dict[_CoalescedOn, float] = {}  # in the order of the times
+        self.max_bytes: int | None = None  # of arguments allowed in one message; None: unknown
+        self._batches: dict[str, _OpenBatch] = {}  # in time order
+        self._grown: dict[str, None] = {}  # batches with new changes in this step
+        self._fired_at: dict[_CoalescedOn, float] = {}  # in time order
         self._waiting: dict[_CoalescedOn, Call] = {}
 
     def batch(self, fired: Iterable[Call | Parked]) -> Batched:
-        """Return what these calls become, together with what is due."""
+        """Return the messages of these calls, and the deferred ones that are due."""
         out, now = Batched([], [], []), self._clock()
         self._release(out, now)
         tasks, at_once = out.tasks, dict[_CoalescedOn, Call]()
@@ -110,22 +110,22 @@ class Batcher:
         return out
 
     def release_all(self) -> Batched:
-        """Return what is deferred, due or not."""
+        """Return the deferred calls, due or not."""
         out = Batched([], [], [])
         self._release(out, self._clock() + self._interval + self._longest)
         return out
 
     def restore(self, deferred: Iterable[bytes], items_of: Callable[[str], list[bytes]]) -> None:
-        """Take over what a former listener deferred: all of it is due at once.
+        """Take over the calls that a previous listener deferred: all are due immediately.
 
-        `deferred` are the values of the hash, `items_of` reads a list. Raises BrokerError if they are not ours.
+        `deferred` are the values of the hash, `items_of` reads a list. Raise BrokerError if the format is unknown.
         """
         try:
             self._restore(deferred, items_of)
         except (LookupError, TypeError, ValueError) as error:
             raise BrokerError(
                 f"The listener cannot read the deferred tasks in {self._key}: {type(error).__name__}.",
-                hint=f"See them: redis-cli HGETALL {self._key}\nTo go on without them: redis-cli DEL {self._key}",
+                hint=f"See them: redis-cli HGETALL {self._key}\nTo continue without them: redis-cli DEL {self._key}",
                 code="unreadable_deferred",
             ) from error
 
@@ -206,7 +206,7 @@ class Batcher:
     def _coalesce(self, call: Call, at_once: dict[_CoalescedOn, Call], out: Batched, now: float) -> None:
         on = call.route.id, call.arguments, call.kwargs
         if on in at_once or on not in self._fired_at:
-            # One task stands for all calls that are published together: it sees all their rows.
+            # One task replaces all calls that are published together: it sees all their rows.
             self._fired_at[on] = now
             at_once[on] = call
             return
@@ -223,7 +223,7 @@ class Batcher:
 def batch_together(
     fired: Iterable[Call | Parked], *, max_bytes: int | None = None
 ) -> tuple[list[Call], list[Parked]]:
-    """Coalesce and batch only what is published together: for a broker with which nothing can be deferred."""
+    """Coalesce and batch only calls published together: for a broker without deferring."""
     batcher = Batcher("", interval=0.0, longest=0.0)
     batcher.max_bytes = max_bytes
     now = batcher.batch(fired)
@@ -249,7 +249,7 @@ def _keyed_name(route: Route, key: str) -> str:
 def record_of(
     route: Route, origin: Origin, arguments: bytes | None, kwargs: bytes = b"", key: str | None = None
 ) -> bytes:
-    """Return what is kept of a call in Redis, as JSON. `arguments`: as in Call; None: of a batch that is still open."""
+    """Return the record of a call for Redis, as JSON. `arguments` as in Call; None: the batch is still open."""
     change_id, position = origin.stamp
     record: dict[str, Any] = {
         "route": route.id,
@@ -275,9 +275,9 @@ def record_of(
 
 
 def route_of(record: dict[str, Any]) -> tuple[Route, Origin]:
-    """Return the route and origin of what `record_of` wrote; raises LookupError, TypeError, ValueError.
+    """Return the route and origin in a record of `record_of`. Raise LookupError, TypeError, ValueError.
 
-    The route makes the same messages as before, even if it is no longer registered.
+    The route creates the same messages as before, even if it is no longer registered.
     """
     schema, table, event = kind = tuple(record["kind"])
     said = record.get("context")

@@ -1,7 +1,7 @@
-"""Where the listener was, noted apart from the broker, which may lose its data.
+"""The listener's position, stored outside the broker, which may lose its data.
 
-A binlog keeps no position for us, as a replication slot does. Without the note, a source whose checkpoint is lost looks
-like one that is read for the first time. The note may be a second old: the listener recovers from it, but it is no
+Unlike a replication slot, a binlog keeps no position for us. Without the bookmark, a source with lost checkpoint looks
+like one read for the first time. The bookmark may be a second old: the listener recovers from it, but it is not a
 checkpoint.
 """
 
@@ -24,30 +24,30 @@ __all__ = ["Bookmark", "bookmark_key", "read_bookmark"]
 
 log = structlog.get_logger()
 
-_EVERY: Final = 1.0  # seconds between two notes
-_RETRY_AFTER: Final = 30.0  # seconds after a note that Redis did not take
+_EVERY: Final = 1.0  # seconds between two writes
+_RETRY_AFTER: Final = 30.0  # seconds after Redis failed to store one
 
 
 class Bookmark:
-    """The note in CACHE_URL's Redis, and in this process's memory."""
+    """The bookmark in the Redis of CACHE_URL, and in memory."""
 
     def __init__(
         self, cache_url: str, *, name: str, replay_window: float = 0.0, clock: Callable[[], float] = monotonic
     ) -> None:
-        """`name` is CDC_NAME; `replay_window` in seconds: the note stays that far behind."""
+        """`name` is CDC_NAME; `replay_window` in seconds: the bookmark stays that far behind."""
         self._redis = RedisConnection.of_cache(cache_url)
         self._retry = Retry("cache")
         self._clock = clock
         self._window = ReplayWindow[str | None](replay_window, start=None, clock=clock)
         self._noted: str | None = None
-        self._next = 0.0  # when the next note is due
+        self._next = 0.0  # when the next write is due
         self._source = ""
         self.key = bookmark_key(name)
 
     def read(self, source: str, *, wait: bool) -> str | None:
-        """Return where the listener was on a source of this kind; None if it never was.
+        """Return the position on a source of this kind; None if there is none.
 
-        `wait`: wait while Redis is away, because only Redis may know. Raises StoppedError, BrokerError.
+        `wait`: wait while Redis is unavailable, because only Redis may have it. Raise StoppedError, BrokerError.
         """
         self._source = source
         found = self._retry.call(self._ask) if wait else self._ask_once()
@@ -56,14 +56,14 @@ class Bookmark:
         return self._window.position
 
     def start_at(self, position: str) -> None:
-        """Note that reading begins at `position`, and forget the note before."""
+        """Note that reading begins at `position`, and drop the previous bookmark."""
         self._window.restart(position)
         self._next = 0.0
 
     def published(self, position: str) -> None:
-        """Note it, in Redis at most once a second. If Redis is away, nothing waits for it."""
+        """Note the position, in Redis at most once a second. Does not wait if Redis is unavailable."""
         if self._window.position is None:
-            self._window.restart(position)  # the first position that there is
+            self._window.restart(position)  # the first position
         self._window.published(position)
         if self._clock() >= self._next and self._window.position != self._noted:
             self._write()
@@ -73,7 +73,7 @@ class Bookmark:
         self._retry.stop()
 
     def close(self) -> None:
-        """Note what is not noted yet, and close the connection."""
+        """Write a pending bookmark, and close the connection."""
         if self._window.position not in {None, self._noted} and self._redis.is_open:
             self._write()
         self._redis.close()
@@ -104,12 +104,12 @@ class Bookmark:
 
 
 def bookmark_key(name: str) -> str:
-    """Return the key of the note in CACHE_URL; `name` is CDC_NAME."""
+    """Return the key of the bookmark in CACHE_URL; `name` is CDC_NAME."""
     return f"cdc:{name}:bookmark"
 
 
 def read_bookmark(cache_url: str, name: str) -> str | None:
-    """Return the noted position, for commands; raises BrokerAwayError, BrokerError."""
+    """Return the noted position, for commands. Raise BrokerAwayError, BrokerError."""
     redis = RedisConnection.of_cache(cache_url)
     try:
         return _read(redis, bookmark_key(name))[0]

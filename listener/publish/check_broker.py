@@ -1,4 +1,4 @@
-"""Whether broker and cache are there and keep their data, and whether workers take the tasks."""
+"""Checks that broker and cache are available and keep their data, and that workers take the tasks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _check_kombu() -> Iterator[Finding]:
 
 
 def _check_parts(app: Celery) -> Iterator[Finding]:
-    """Yield what this Celery cannot do with the broker: the worker's log says it too."""
+    """Yield what this Celery cannot do with the broker; the worker's log reports it too."""
     with app.connection_for_write() as connection:
         lacks = lacking_parts(connection.transport.driver_type)
     if lacks:
@@ -120,7 +120,7 @@ def _cure(app: Celery) -> str:
     if is_foreign(app):
         return f"Change that in the settings of the app {app.main}."
     if app.main not in {"listener", "cdc_tasks"}:
-        return "Let the app have what finishes its tasks: cdc_tasks.install(app)"
+        return "Add to the app what finishes its tasks: cdc_tasks.install(app)"
     return "Start the module of CELERY_CONFIG_MODULE with: from cdc_tasks.config.celery import *"
 
 
@@ -135,7 +135,7 @@ def check_cache(url: str) -> Iterator[Finding]:
 
 
 def _lacking_rights(app: Celery, routes: Sequence[Route]) -> Finding | None:
-    """Return what the broker's user may not do; then no other question makes sense."""
+    """Return the permissions that the broker's user lacks; then no other check makes sense."""
     with broker_channel(app) as channel:
         client, prefix = redis.Redis(connection_pool=channel.pool), channel.global_keyprefix
         missing = missing_for_listener(client, own_queues(app, _needed(app, routes)), prefix=prefix)
@@ -151,7 +151,7 @@ def _lacking_rights(app: Celery, routes: Sequence[Route]) -> Finding | None:
 
 
 def _check_each(app: Celery, urls: Sequence[str]) -> Iterator[Finding]:
-    """Yield for each of several brokers whether it answers: the others hide one that does not."""
+    """Yield whether each of several brokers answers: a failing one would not be noticed otherwise."""
     for url in urls:
         with app.connection_for_write(url) as connection:
             address = connection.as_uri()
@@ -199,7 +199,7 @@ def _away(what: str, error: CDCError, variable: str) -> Finding:
 
 
 def _ask(redis: RedisConnection, command: Command) -> Any:
-    """Return the answer to one command, None if the server refuses it; raises BrokerAwayError, BrokerError."""
+    """Return the reply to one command, None if the server refuses it. Raise BrokerAwayError, BrokerError."""
     try:
         (answer,) = redis.send([command])
     finally:
@@ -234,7 +234,7 @@ def _check_redis(app: Celery, durability: str) -> Iterator[Finding]:
 
 
 def redis_info(redis: RedisConnection) -> Mapping[str, str]:
-    """Return the fields of INFO, none if we may not ask; raises BrokerAwayError, BrokerError."""
+    """Return the fields of INFO, none if INFO is not allowed. Raise BrokerAwayError, BrokerError."""
     lines = (_ask(redis, ("INFO",)) or b"").decode().splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
@@ -282,7 +282,7 @@ def _check_messages(app: Celery, routes: Sequence[Route]) -> Iterator[Finding]:
 
 
 def _check_policies(routes: Sequence[Route]) -> Iterator[Finding]:
-    """Find policies for full queues that have no effect, because no queue is ever full."""
+    """Find policies for full queues that have no effect because no queue is ever full."""
     for route in routes:
         if route.on_full != PAUSE:
             yield Finding(
@@ -290,7 +290,7 @@ def _check_policies(routes: Sequence[Route]) -> Iterator[Finding]:
                 state=State.WARNING,
                 code="on_full_without_limit",
                 found=f'on_full="{route.on_full}" has no effect: CDC_MAX_QUEUE is not set, so no queue is ever full',
-                hint="Set CDC_MAX_QUEUE to the number of messages with which a queue is full.",
+                hint="Set CDC_MAX_QUEUE to the number of messages at which a queue is full.",
             )
 
 
@@ -326,9 +326,9 @@ def _check_partitions(app: Celery, keyed: Sequence[Route]) -> Iterator[Finding]:
 def _check_workers(
     app: Celery, routes: Sequence[Route], *, elsewhere: Sequence[Route] = ()
 ) -> Iterator[Finding]:
-    """Ask the workers that run now; it is only a warning if none does.
+    """Query the running workers; only a warning if there are none.
 
-    Tasks of the routes `elsewhere` do not go to the queues that these name.
+    Tasks of the routes `elsewhere` do not go to the queues named by these routes.
     """
     inspect = app.control.inspect(timeout=_ANSWER_WITHIN)
     try:
@@ -338,8 +338,8 @@ def _check_workers(
             what="workers",
             state=State.WARNING,
             code="workers_not_asked",
-            found=f"may not be asked: {error.reply_text}",
-            hint="To ask them: rabbitmqctl set_permissions -p <vhost> <user> "
+            found=f"the query is not permitted: {error.reply_text}",
+            hint="To permit it: rabbitmqctl set_permissions -p <vhost> <user> "
             r"'^(.*reply\.)?celery\.pidbox$' '^((.*reply\.)?celery\.pidbox|<exchange of the tasks>)$' '.*'",
         )
         return
@@ -394,7 +394,7 @@ def _check_kombus_unacked(app: Celery, routes: Sequence[Route]) -> Iterator[Find
         try:
             ours = [*own_queues(app, _needed(app, routes)), *OLD_NAMES]
             held = unacked_by_kombu(client, ours, prefix=channel.global_keyprefix)
-        except redis.RedisError:  # not allowed, or no hash: then it is nothing of kombu's
+        except redis.RedisError:  # not allowed, or not a hash: then it is not from kombu
             return
     if held is not None:
         yield Finding(
@@ -420,7 +420,7 @@ def _check_tasks(routes: Sequence[Route], known: set[str]) -> Iterator[Finding]:
 
 
 def _named(app: Celery) -> str:
-    """Return what stands behind `celery -A` for this app; the listener's own stands for that of cdc-tasks."""
+    """Return the argument of `celery -A` for this app; for the listener's own app, that of cdc-tasks."""
     return "cdc_tasks" if app.main == "listener" else os.environ.get("CDC_APP", app.main)
 
 
@@ -439,9 +439,9 @@ def _check_consumers(app: Celery, queues: Iterable[str], taken: set[str]) -> Ite
 def check_bookmark(
     store: RedisConnection, cache_url: str, *, name: str, checkpoint: str | None
 ) -> Iterator[Finding]:
-    """Yield whether a listener on a binlog finds its position again if the broker loses its data.
+    """Yield whether a listener on a binlog still has its position if the broker loses its data.
 
-    `store` has the `checkpoint` of CDC_NAME. It yields nothing if one of the two is away: another finding says so.
+    `store` has the `checkpoint` of CDC_NAME. Yield nothing if a server is unavailable: another finding reports it.
     """
     try:
         bookmark = read_bookmark(cache_url, name)
@@ -453,8 +453,8 @@ def check_bookmark(
             what="broker's data",
             state=State.WARNING,
             code="broker_lost_data",
-            found=f"there is no checkpoint, but the listener has been at {bookmark}: the broker has lost its data",
-            hint="The listener goes on there. If this is a first start: redis-cli -u CACHE_URL DEL "
+            found=f"there is no checkpoint, but the bookmark is at {bookmark}: the broker has lost its data",
+            hint="The listener continues there. If this is a first start: redis-cli -u CACHE_URL DEL "
             f"{bookmark_key(name)}",
         )
     is_one = len({info.get("run_id") for info in infos}) == 1

@@ -1,4 +1,4 @@
-"""Whether RabbitMQ's queues are as the settings say. A queue that differs is used as it is, and reported here."""
+"""Checks that RabbitMQ's queues match the settings. A queue that differs is used as it is, and reported here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _check(connection: Any, queue: Any) -> Finding:
     try:
         if existing_queue(connection, queue.name) is None:
             return Finding(
-                what=what, code="queue", found="not there yet: the first listener or worker makes it"
+                what=what, code="queue", found="does not exist yet: the first listener or worker creates it"
             )
         with throw_away_channel(connection) as channel:
             pyamqp.Channel.queue_declare(
@@ -60,18 +60,18 @@ def _check(connection: Any, queue: Any) -> Finding:
             what=what,
             state=State.WARNING,
             code="queue_differs",
-            found=f"used as it is, which is not as the settings say: {error.reply_text}",
-            hint="Nothing, if others made it so and need it. "
-            f"Else stop all who use it, drain it, and: rabbitmqctl delete_queue {queue.name}",
+            found=f"used as it is, but differs from the settings: {error.reply_text}",
+            hint="Nothing to do if other programs need it this way. "
+            f"Otherwise stop all its users, drain it, and: rabbitmqctl delete_queue {queue.name}",
         )
     except AccessRefused:
-        return Finding(what=what, code="queue", found="used as it is: this user may not look closer")
+        return Finding(what=what, code="queue", found="used as it is: this user may not inspect it")
     except ChannelError as error:
         return Finding(
             what=what,
             state=State.PROBLEM,
             code="queue_unusable",
             found=f"cannot be used: {error.reply_text}",
-            hint=f"See who has it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
+            hint=f"See which connection owns it: rabbitmqctl list_queues name owner_pid | grep {queue.name}",
         )
     return Finding(what=what, code="queue", found="as the settings say")

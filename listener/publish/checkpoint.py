@@ -1,9 +1,9 @@
-"""The checkpoint in Redis, and what is written with it: one atomic step, done exactly once.
+"""The checkpoint in Redis, and the data written with it: one atomic step, done exactly once.
 
-The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. If the answer is
-lost, nobody knows whether the step was done; the mark, read back, shows it. A write of a former connection that is
-still on its way cannot arrive later: either it moves the checkpoint and our next step fails, or our step moves it and
-the late write fails. The same keeps out a second listener with our name.
+The step is a MULTI on a connection that WATCHes the checkpoint, and it leaves its own mark there. If the reply is
+lost, the mark shows whether the step was done. A write of an earlier connection that is in transit does no harm:
+either it moves the checkpoint and our next step fails, or our step moves it and the late write fails. This also
+stops a second listener with our name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Checkpoint"]
 
 log = structlog.get_logger()
 
-# What follows a step on its connection. The answer is how many disks or replicas have it.
+# Sent after a step on its connection. The reply is the number of disks or replicas that have it.
 _DURABLE: Final[dict[str, tuple[str, ...]]] = {
     "memory": (),
     "fsync": ("WAITAOF", "1", "0"),
@@ -41,11 +41,11 @@ _MISSING: Final = {
     "fsync": "The batch is not on the broker's disk yet.",
     "replicated": "No replica of the broker has the batch yet.",
 }
-_LONGEST_WAIT: Final = 1.0  # seconds for the disk or the replica; then the listener asks again
+_LONGEST_WAIT: Final = 1.0  # seconds for the disk or the replica; then the listener queries again
 
 
 class _Found(NamedTuple):
-    """What the checkpoint holds."""
+    """The contents of the checkpoint."""
 
     position: str | None
     source: str | None
@@ -61,7 +61,7 @@ class _Step(NamedTuple):
 
 
 class Checkpoint:
-    """A position that moves together with what is written to Redis; waits while the server is away."""
+    """A position that moves together with writes to Redis; waits while the server is unavailable."""
 
     def __init__(
         self, redis: RedisConnection, retry: Retry, *, name: str, durability: str = "memory"
@@ -73,7 +73,7 @@ class Checkpoint:
         self._run = f"{uuid4().hex[:12]}:"
         self._marks = (f"{self._run}{number}" for number in count(1))
         self._known = _Found(None, None, None)
-        self._is_confirmed = False  # as durably as was asked for; what was read may be in one memory alone
+        self._is_confirmed = False  # with the required durability; data just read may be in memory only
         self._step: _Step | None = None  # in flight
         self._sent: Callable[[], Iterable[Command]] | None = (
             None  # what was sent with it on the open connection
@@ -83,11 +83,11 @@ class Checkpoint:
 
     @property
     def confirmed(self) -> str | None:
-        """The last position that Redis is known to hold, as durably as was asked for."""
+        """The last position known to be in Redis, with the required durability."""
         return self._known.position if self._is_confirmed else None
 
     def read(self) -> Saved | None:
-        """Return position and notes, and change nothing; what is in flight may not be there yet."""
+        """Return position and notes without changing anything; a step in flight may not be included yet."""
         return self._retry.call(self._read)
 
     def _read(self) -> Saved | None:
@@ -96,13 +96,13 @@ class Checkpoint:
             position = self._open().position
             (notes,) = self._redis.ask([("HGET", self.key, "notes")])
         finally:
-            self._redis.close()  # its WATCH began now, and not with what we know: the next step looks again
+            self._redis.close()  # its WATCH began only now, not with our state: the next step reads again
         return None if position is None else Saved(position, None if notes is None else notes.decode())
 
     def attach(self, source: str) -> str | None:
-        """Forget what is in flight, watch the checkpoint from now on, and return its position.
+        """Drop the step in flight, watch the checkpoint from now on, and return its position.
 
-        Raises BrokerError if it is that of another database.
+        Raise BrokerError if it belongs to another database.
         """
         self._source = source
         self._step = self._sent = None
@@ -120,10 +120,10 @@ class Checkpoint:
         queries: Sequence[Command] = (),
         notes: str | None = None,
     ) -> None:
-        """Send the commands and the checkpoint's move to `position` as one atomic step. The one before is confirmed.
+        """Send the commands and the checkpoint's move to `position` as one atomic step, after the previous one.
 
-        The commands are made again for each attempt, while they are being sent. `queries` follow the step.
-        Waits for nothing: `flush` waits for a server that is away. Raises what `flush` raises.
+        The commands are created again for each attempt, while they are being sent. `queries` follow the step.
+        Does not wait: `flush` waits for an unavailable server. Raises what `flush` raises.
         """
         mark = next(self._marks)
         step = _Step(position, commands, self._store(position, mark, as_of, notes), mark, queries)
@@ -132,9 +132,9 @@ class Checkpoint:
         self._step = step
 
     def flush(self) -> list[Any]:
-        """Wait for the step in flight; return the answers to its queries.
+        """Wait for the step in flight; return the replies to its queries.
 
-        Raises CheckpointMovedError if the checkpoint is not where we left it; then nothing was written.
+        Raise CheckpointMovedError if the checkpoint is not the one we wrote; then nothing was written.
         """
         step, self._step = self._step, None
         if step is None:
@@ -145,13 +145,13 @@ class Checkpoint:
         return answers
 
     def look(self) -> None:
-        """Raise CheckpointMovedError if the checkpoint is not where we left it; writes nothing."""
+        """Raise CheckpointMovedError if the checkpoint is not the one we wrote; write nothing."""
         found = _found(self._retry.call(lambda: self.ask(self._reading()))[0])
         if found.mark != self._known.mark:
             raise self._moved(found)
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the answers to commands that change nothing; raises BrokerAwayError, BrokerError."""
+        """Return the replies to read-only commands. Raise BrokerAwayError, BrokerError."""
         if not self._redis.is_open:
             found = self._open()  # the next step relies on the watch
             if found.mark != self._known.mark:
@@ -162,7 +162,7 @@ class Checkpoint:
         try:
             return self._do(step)
         except BaseException:
-            self._redis.close()  # whatever it was: the next attempt starts from the checkpoint in Redis
+            self._redis.close()  # in any case: the next attempt starts from the checkpoint in Redis
             raise
 
     def _do(self, step: _Step) -> list[Any]:
@@ -178,7 +178,7 @@ class Checkpoint:
         if found.mark != step.mark:
             raise self._moved(found)
         if done is None:
-            raise BrokerAwayError("The step of a former connection arrived late.")
+            raise BrokerAwayError("The step of an earlier connection arrived late.")
         if any(isinstance(answer, ResponseError) for answer in done):
             raise self._taken_back(done, [*commands(), step.move])
         durable = len(self._durable())
@@ -189,7 +189,7 @@ class Checkpoint:
         self._sent, commands = None, step.commands
         if not self._redis.is_open:
             found = self._open()
-            if found.mark == step.mark:  # only the answer was lost
+            if found.mark == step.mark:  # only the reply was lost
                 commands = _nothing
             elif found.mark != self._known.mark:
                 raise self._moved(found)
@@ -220,16 +220,16 @@ class Checkpoint:
                 raise BrokerAwayError(_MISSING[self._durability])
 
     def _taken_back(self, done: list[Any], commands: Sequence[Command]) -> BrokerError:
-        """Set the checkpoint back: one of the commands failed, although Redis ran the others."""
+        """Move the checkpoint back: one of the commands failed, but Redis ran the others."""
         answer, command = next(
             pair for pair in zip(done, commands, strict=True) if isinstance(pair[0], ResponseError)
         )
         key = command[3] if command[0] in {"EVAL", "EVALSHA"} else command[1]
         position, _, mark = self._known
         back = self._store(position or "", mark or "")
-        self._retry.call(lambda: self._redis.send([back]))  # else the step would look done
+        self._retry.call(lambda: self._redis.send([back]))  # otherwise the step would look complete
         return BrokerError(
-            f"Redis did not take all of a batch, so the listener did not acknowledge it: {command[0]!r} of "
+            f"Redis did not accept all of a batch, so the listener did not acknowledge it: {command[0]!r} of "
             f"{key!r}: {answer}",
             hint=f"See what that key is, and rename it: redis-cli TYPE {key!r}",
             code="partial_batch",
@@ -260,7 +260,7 @@ class Checkpoint:
         found = _found(answers[-1])
         if found.source and self._source and found.source != self._source:
             raise BrokerError(
-                f"The checkpoint {self.key} is that of another database: {found.source}, not {self._source}.",
+                f"The checkpoint {self.key} belongs to another database: {found.source}, not {self._source}.",
                 hint="Give each database its own CDC_NAME. If this database replaces the other: "
                 f"redis-cli DEL {self.key}",
                 code="checkpoint_of_other_database",
@@ -274,16 +274,18 @@ class Checkpoint:
         return [("HMGET", self.key, "position", "source", "mark")]
 
     def _moved(self, found: _Found) -> CheckpointMovedError:
-        """Return an error that says whether Redis lost data, or another listener has our name."""
+        """Return an error that shows whether Redis lost data, or another listener has our name."""
         lost, left = None, self._known.position
         if found.mark is None:
             lost = "The checkpoint is gone"
         elif found.mark.startswith(self._run):
             lost = f"The checkpoint went back to {found.position}"
         if lost is None:
-            return CheckpointMovedError(f"The checkpoint is {found.position}; we left it at {left}.")
+            return CheckpointMovedError(
+                f"The checkpoint is {found.position}; this listener left it at {left}."
+            )
         reason = (
-            f"{lost}; we left it at {left}. Redis has lost its data, or has an old copy of it. The tasks that were "
+            f"{lost}; this listener left it at {left}. Redis has lost its data, or has an old copy. Tasks that were "
             "waiting are lost with it. The listener publishes again what the source still has."
         )
         log.error("broker_lost_data", reason=reason)

@@ -1,6 +1,6 @@
 """A note in Redis, for `status`: the listener waits until sessions see a transaction.
 
-It expires when the listener is gone.
+It expires if the listener no longer runs.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def commit_wait_key(prefix: str) -> str:
 
 
 def parse_commit_wait(note: bytes) -> CommitWait:
-    """Read what `CommitWaitNote` wrote."""
+    """Parse a note of `CommitWaitNote`."""
     return CommitWait(**json.loads(note))
 
 
 class CommitWaitNote:
-    """Keeps the note as it is to be. If Redis does not take it, neither the wait nor the listener ends."""
+    """Keeps the note up to date. If Redis does not accept it, the wait and the listener continue."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
-        """`redis` has the checkpoint, and is used by nobody else; `name` is CDC_NAME."""
+        """`redis` has the checkpoint, and is used only here; `name` is CDC_NAME."""
         self._redis = redis
         self._key = commit_wait_key(redis.prefixed(f"cdc:{name}"))
         self._renewed_at: float | None = None  # None: there is no note
 
     def keep(self, wait: CommitWait | None) -> None:
-        """Write the note of this wait if that is due, or remove it if there is no wait any more."""
+        """Write the note of this wait if it is due, or remove it if there is no wait any more."""
         if wait is not None:
             now = monotonic()
             if self._renewed_at is None or now - self._renewed_at >= _RENEW_EVERY:

@@ -1,4 +1,4 @@
-"""Which queue the task of a route goes to, for people who ask before it is sent."""
+"""The queue of a route's tasks, shown before anything is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["destination"]
 
 
 def destination(app: Celery, route: Route, key: str | None) -> str:
-    """Return the name of the queue, or of the exchange with the routing key; asks no server. Raise EnvelopeError."""
+    """Return the name of the queue, or exchange and routing key, without contacting a server. Raise EnvelopeError."""
     options = make_message(app, route).options
     if key is not None and _is_rabbitmq(app):
         return partition_of(list(partitions_of(app)), route, key)

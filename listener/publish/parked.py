@@ -1,4 +1,4 @@
-"""Changes that a route or the broker could not take: kept in Redis until a person replays or drops them."""
+"""Changes that a route or the broker refused: kept in Redis until a person replays or drops them."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ __all__ = [
 
 log = structlog.get_logger()
 
-# How many bytes of a value are kept if the whole row is too large; the value of a key has up to 3 kB.
+# Bytes kept of each value if the whole row is too large; the value of a key has up to 3 kB.
 _SHORTENED = (4096, 256, 0)
 
 
 class UnreadableRecordError(CDCError):
-    """A record of a parked change is not in our format."""
+    """The record of a parked change has an unknown format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedChange:
-    """One change that one route could not take."""
+    """One change that one route refused."""
 
-    id: str  # of the task that it would have become
+    id: str  # of the task that it should have fired
     task: str
     route: str  # the route's id
     error: str  # the exception's type and message
@@ -64,19 +64,21 @@ class ParkedChange:
     arguments: Sequence[Any] | None = None  # of the task, if the route has batch= or coalesce=
     kwargs: Mapping[str, Any] | None = None  # the same: its keyword arguments, if it has any
     key: str | None = None  # the same: of its message group
-    is_shortened: bool = False  # all of it was too large for Redis; `unavailable` names what is left out
+    is_shortened: bool = (
+        False  # the whole row was too large for Redis; `unavailable` names the omitted columns
+    )
 
     def shown_change(self) -> dict[str, Any]:
-        """Return the change as a message has it, with those values of its context that may be shown."""
+        """Return the change as in a message, with the values of its context that may be shown."""
         message = self.change.to_message()
         shown = shown_context(message.pop("context", None))
         return {**message, "context": shown} if shown else message
 
     def find_route(self, router: BinlogRouter) -> Route:
-        """Return the route that failed, as it is registered now; raises RouteError if it is gone, or the row."""
+        """Return the failed route as it is registered now. Raise RouteError if route or row is missing."""
         if self.is_shortened:
             raise RouteError(
-                f"The row of {self.id} was too large to be kept: only its short values are here.",
+                f"The row of {self.id} was too large to be kept: only its short values are stored.",
                 hint="Look it up in the database by its key, and do the task's work by hand. Then drop it:\n"
                 f"  python -m listener parked show {self.id}\n  python -m listener parked drop {self.id}",
                 code="row_too_large",
@@ -84,8 +86,8 @@ class ParkedChange:
         is_enqueued = self.change.event is EventType.ENQUEUED
         if self.logged is not None and is_enqueued:
             raise RouteError(
-                f"What a transaction enqueued as {self.id} makes no task.",
-                hint=f"See what it says, and drop it:\n  python -m listener parked show {self.id}\n"
+                f"The record {self.id} that a transaction enqueued is not a valid task.",
+                hint=f"See its content, and drop it:\n  python -m listener parked show {self.id}\n"
                 f"  python -m listener parked drop {self.id}",
                 code="no_task",
             )
@@ -126,7 +128,7 @@ def store_parked(
 ) -> list[tuple[str | bytes, ...]]:
     """Return the Redis commands that store them; they run together with the checkpoint's.
 
-    `max_bytes` is what Redis takes in one value: of a larger record only the short values are kept.
+    `max_bytes` is the limit of Redis for one value: of a larger record only the short values are kept.
     """
     now = datetime.now(UTC)
     fields: list[str | bytes] = []
@@ -153,7 +155,7 @@ def _record(parked: Parked, now: datetime, max_bytes: int | None) -> bytes:
 
 
 def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
-    """Return the change as a task would get it. If that fails, return it without its row, and what else is known."""
+    """Return the change as a task would get it. If that fails, return it without its row, with all other data."""
     change = parked.change
     if isinstance(change, EnqueuedTask):
         found = {"change": _rowless(change, change.committed_at).to_message()}
@@ -174,7 +176,7 @@ def _recorded(parked: Parked, now: datetime) -> dict[str, Any]:
 
 
 def _called(arguments: bytes, kwargs: bytes, key: str | None) -> dict[str, Any]:
-    """Return what is known of a call: its arguments, and its key if it has one."""
+    """Return the known parts of a call: its arguments, and its key if it has one."""
     found: dict[str, Any] = {"arguments": orjson.Fragment(b"[%b]" % arguments)}
     if kwargs:
         found["kwargs"] = orjson.Fragment(b"{%b}" % kwargs)
@@ -226,9 +228,9 @@ def _described(error: Exception) -> str:
 
 
 def without_unfit(tasks: Iterable[Call], make: Callable[[Call], object]) -> tuple[list[Call], list[Parked]]:
-    """Return the tasks that can be sent, and those that a transaction enqueued and `make` cannot make a message of.
+    """Return the tasks that can be sent, and the enqueued ones for which `make` cannot create a message.
 
-    Where a route is wrong, the listener stops. But any writer of the database may name a queue that there is not.
+    If a route is wrong, the listener stops. But anyone who writes to the database may name a queue that does not exist.
     """
     fit: list[Call] = []
     unfit: list[Parked] = []
@@ -255,13 +257,13 @@ def log_parked(parked: Iterable[Parked]) -> None:
 
 
 def read_parked(client: redis.Redis, key: str) -> Iterator[ParkedChange]:
-    """Yield what is parked, in no particular order."""
+    """Yield the parked changes, in no particular order."""
     for name, record in client.hscan_iter(key):
         yield parse_parked(key, name, record)
 
 
 def parse_parked(key: str, task_id: bytes, record: bytes) -> ParkedChange:
-    """Parse one field of the hash `key`; raises UnreadableRecordError."""
+    """Parse one field of the hash `key`. Raise UnreadableRecordError."""
     try:
         return _parse(task_id, json.loads(record))
     except (LookupError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""The pause while a queue is too long: what waits stays in the database's log, on its disk.
+"""The pause while a queue is too long: further changes stay in the database's log, on its disk.
 
-`status` learns of it from a note in Redis, which expires when the listener is gone.
+`status` reads it from a note in Redis, which expires if the listener no longer runs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def pause_key(prefix: str) -> str:
 
 
 class Load(NamedTuple):
-    """How much waits at the broker, where most waits compared with its limit."""
+    """The number of messages in the queue that is closest to its limit."""
 
     length: int = 0
-    limit: int | None = None  # None: it may be as long as it likes
-    setting: str = "CDC_MAX_QUEUE"  # has the limit
+    limit: int | None = None  # None: no limit
+    setting: str = "CDC_MAX_QUEUE"  # defines the limit
 
     @property
     def is_too_much(self) -> bool:
@@ -49,21 +49,21 @@ class Pause(NamedTuple):
     since: str
     longest_queue: int
     max_queue: int
-    setting: str = "CDC_MAX_QUEUE"  # has `max_queue`
+    setting: str = "CDC_MAX_QUEUE"  # defines `max_queue`
 
     @classmethod
     def parse(cls, note: bytes) -> Self:
-        """Read what `_Note` wrote."""
+        """Parse a note of `_Note`."""
         return cls(**json.loads(note))
 
 
 class QueueLimit:
-    """Pauses the listener while too much waits at the broker."""
+    """Pauses the listener while too many messages wait at the broker."""
 
     def __init__(
         self, max_queue: int | None, redis: RedisConnection, key: str, retry: Retry, *, look_every: float
     ) -> None:
-        """`redis` and `key` are where the note goes; `look_every` in seconds."""
+        """Store the note in `redis` under `key`; `look_every` is in seconds."""
         self.max_queue = max_queue
         self._redis = redis
         self._key = key
@@ -71,7 +71,7 @@ class QueueLimit:
         self._look_every = look_every
 
     def wait_for_room(self, load: Load, load_now: Callable[[], Load]) -> None:
-        """Wait while the load is too much; raises StoppedError."""
+        """Wait while the load is too high. Raise StoppedError."""
         if not load.is_too_much:
             return
         log.warning("paused", longest_queue=load.length, limit=load.limit, setting=load.setting)
@@ -85,7 +85,7 @@ class QueueLimit:
 
 
 class _Note:
-    """The note of one pause. If Redis does not take it, neither the pause nor the listener ends."""
+    """The note of one pause. If Redis does not accept it, the pause and the listener continue."""
 
     def __init__(self, redis: RedisConnection, key: str) -> None:
         self._redis = redis
@@ -94,7 +94,7 @@ class _Note:
         self._renewed_at: float | None = None
 
     def renew(self, load: Load) -> None:
-        """Write the note, if that is due."""
+        """Write the note if it is due."""
         now = monotonic()
         if self._renewed_at is None or now - self._renewed_at >= _RENEW_EVERY:
             self._renewed_at = now

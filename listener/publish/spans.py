@@ -1,10 +1,10 @@
-"""Spans of what is published: `commit`, from the commit until it is read, and below it `publish`.
+"""Spans of published transactions: `commit`, from the commit until it is read, and below it `publish`.
 
-A transaction that carries a trace (W3C's traceparent in its context) has these two for each batch that it is in. Its
-tasks' messages name `publish` as their parent. One without a trace, or whose trace is not sampled, has none.
+A transaction with a trace (W3C traceparent in its context) has these two for each batch that it is in. Its
+tasks' messages name `publish` as their parent. A transaction without a trace, or with an unsampled one, has none.
 
 Two spans cost a tenth of a millisecond. So only a hundred transactions a second have them. The tasks of the others
-name the span that the transaction itself names: the trace goes on, without these two.
+name the span that the transaction itself names: the trace continues without these two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOTHING: Final[Mapping[str, str]] = {}
 
 
 def make_spans() -> Spans | None:
-    """Return them if tracing is on, and begin to send them."""
+    """Return the spans if tracing is on, and start to send them."""
     if not tracing.is_on():
         return None
     tracing.start("cdc-listener")
@@ -37,13 +37,13 @@ def make_spans() -> Spans | None:
 
 
 class Spans:
-    """Those of the batch that is being published."""
+    """The spans of the batch that is being published."""
 
     def __init__(self) -> None:
         from opentelemetry import trace
 
         self._tracer = trace.get_tracer("cdc_tasks.listener")
-        self._second, self._made = 0.0, 0  # when a second began, and how many transactions got spans in it
+        self._second, self._made = 0.0, 0  # start of the current second, and transactions with spans in it
         self._open: dict[int, tuple[Context, Span, Mapping[str, str]]] = {}  # by the context's identity
 
     def headers(self, change: Any) -> Mapping[str, str]:
@@ -86,7 +86,7 @@ class Spans:
         return span, headers
 
     def end(self, error: BaseException | None = None) -> None:
-        """End them: the broker holds the batch, or it was not published because of this error."""
+        """End the spans: the batch is published, or failed with this error."""
         for _, span, _ in self._open.values():
             if error is not None:
                 span.record_exception(error)

@@ -49,7 +49,7 @@ Kind = tuple[str, str, str]  # of change: schema, table, event
 CONTEXT: Final = "cdc-0context"
 ID: Final = "cdc-0id"
 KIND: Final = "cdc-0kind"
-TRACE: Final = "cdc-0trace"  # stands for headers that name a trace
+TRACE: Final = "cdc-0trace"  # a place for headers that name a trace
 POSITION: Final = "cdc-0position"
 ETA: Final = "cdc-0eta"
 EXPIRES: Final = "cdc-0expires"
@@ -63,7 +63,7 @@ _NOT_BY_ROUTE: Final = {
     **dict.fromkeys(("countdown", "eta", "expires", "shadow", "soft_time_limit", "time_limit")),
     "ignore_result": None if celery_is(5, 7) else False,  # Celery's default
 }
-# What a task may say of its own messages, as `@app.task(queue="mail")` does; Celery's `apply_async` reads the same.
+# Message options that a task may set, as in `@app.task(queue="mail")`; Celery's `apply_async` reads the same.
 _OWN_OPTIONS: Final = (
     "queue", "exchange", "routing_key", "priority", "serializer", "delivery_mode", "compression", "immediate",
     "mandatory", "expires", "ignore_result", "soft_time_limit", "time_limit",
@@ -71,19 +71,19 @@ _OWN_OPTIONS: Final = (
 
 
 class EnvelopeError(CDCError):
-    """Celery's settings ask for a kind of message that the listener cannot make."""
+    """Celery's settings need a kind of message that the listener cannot create."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When a task is due, and when it is too late: in seconds from when it is sent."""
+    """When a task is due, and when it expires: in seconds after it is sent."""
 
     app: Celery
     countdown: float | None
     expires: float | None
 
     def from_now(self) -> tuple[str, str]:
-        """Return both times as Celery writes them, ISO 8601; empty if there is none."""
+        """Return both times in Celery's format, ISO 8601; empty if there is none."""
         now = self.app.now()
         return self._after(now, self.countdown), self._after(now, self.expires)
 
@@ -100,7 +100,7 @@ class Timing:
 
 
 class Made(NamedTuple):
-    """What Celery's `send_task` would pass to `send_task_message`."""
+    """The arguments that Celery's `send_task` would pass to `send_task_message`."""
 
     message: Any
     options: dict[str, Any]  # where it goes, and its properties
@@ -108,7 +108,7 @@ class Made(NamedTuple):
 
 
 def send_options(route: Route) -> dict[str, Any]:
-    """Return what the route says of its messages, as options of Celery's `send_task`."""
+    """Return the route's message options, as options of Celery's `send_task`."""
     named = {
         "queue": route.queue,
         "priority": route.priority,
@@ -119,9 +119,9 @@ def send_options(route: Route) -> dict[str, Any]:
 
 
 def make_message(app: Celery, route: Route, *, queue: Queue | None = None) -> Made:
-    """Return the message of a route's tasks, with places to fill in, and where it goes; raises EnvelopeError.
+    """Return the message of a route's tasks, with places to fill in, and its destination. Raise EnvelopeError.
 
-    It goes to `queue`, whatever route and app say, if one is given.
+    If `queue` is given, it overrides the queue of route and app.
     """
     options = {**_own_options(app, route.task), **send_options(route)}
     task: Any = app.tasks.get(route.task)
@@ -156,16 +156,16 @@ def make_message(app: Celery, route: Route, *, queue: Queue | None = None) -> Ma
 
 
 def _own_options(app: Celery, task: str) -> dict[str, Any]:
-    """Return what the task says of its messages, if the app has the task."""
+    """Return the task's message options, if the app has the task."""
     found = app.tasks.get(task)
-    # Also those that are None, as Celery has them: a priority of None is another message than none.
+    # Including None, as in Celery: a priority of None makes a different message than no priority.
     return {} if found is None else {name: getattr(found, name, None) for name in _OWN_OPTIONS}
 
 
 def _timing(app: Celery, fixed: dict[str, Any]) -> Timing | None:
     """Return the times of the message, and put the places for them into `fixed`."""
     countdown, expires = fixed["countdown"], fixed["expires"]
-    seconds = expires if isinstance(expires, int | float) else None  # a task of the app may name a date
+    seconds = expires if isinstance(expires, int | float) else None  # a task of the app may set a date
     if not countdown and seconds is None:
         return None
     fixed |= {"countdown": None, "eta": ETA if countdown else None}
@@ -174,7 +174,7 @@ def _timing(app: Celery, fixed: dict[str, Any]) -> Timing | None:
 
 
 def _check_format(app: Celery, task: str, message: Any, options: dict[str, Any]) -> None:
-    """Raise EnvelopeError unless the body is JSON of Celery's second protocol: arguments are put into that."""
+    """Raise EnvelopeError unless the body is JSON in Celery's protocol 2: arguments are inserted into that."""
     if app.conf.task_protocol == 1:
         raise EnvelopeError(
             f"The task {task} would be sent in Celery's old protocol: task_protocol is 1.",
@@ -196,7 +196,7 @@ def _check_format(app: Celery, task: str, message: Any, options: dict[str, Any])
 
 
 def check_plain(app: Celery, task: str, options: dict[str, Any]) -> None:
-    """Raise EnvelopeError if Redis would hold the body in another form than base64 of JSON."""
+    """Raise EnvelopeError if the body in Redis would not be base64 of JSON."""
     if compression := options.get("compression") or app.conf.task_compression:
         raise EnvelopeError(
             f"The task {task} would be compressed: compression is {compression!r}.",
@@ -213,7 +213,7 @@ def check_plain(app: Celery, task: str, options: dict[str, Any]) -> None:
 
 
 def _cure(app: Celery, task: str, option: str, value: Any, ours: str) -> str:
-    """Return how to mend an option, where it is: Celery's setting, the task itself, or task_routes."""
+    """Return how to correct an option at its source: Celery's setting, the task itself, or task_routes."""
     if value == app.conf.get(f"task_{option}"):
         return f"Set task_{option} = {ours} in celeryconfig.py, or {option}={ours} at the task."
     if value == _own_options(app, task).get(option):
@@ -222,19 +222,19 @@ def _cure(app: Celery, task: str, option: str, value: Any, ours: str) -> str:
 
 
 def split_body(body: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return what is before, between and after the two kinds of arguments in the body that Celery made."""
+    """Return the parts before, between and after the two kinds of arguments in Celery's body."""
     head, _, rest = body.partition(json.dumps(_ARGUMENT).encode())
     middle, _, end = rest.partition(json.dumps(_KEYWORD).encode()[1:-1])
     return head, middle, end
 
 
 def durable_queues(app: Celery) -> list[Queue]:
-    """Return the queues that a worker declares when it starts, and that outlive it."""
+    """Return the queues that a worker declares at start-up and that outlive it."""
     return [queue for queue in app.amqp.queues.values() if not isinstance(queue, Broadcast)]
 
 
 def argsrepr(kind: Kind, position: str) -> str:
-    """Return what Flower shows as a task's arguments: which change it is, and nothing of the row."""
+    """Return what Flower shows as a task's arguments: which change it is, without row data."""
     return f"<{shown_kind(kind)} {position}>"
 
 

@@ -175,7 +175,7 @@ def test_what_came_last_is_seen_without_any_setting(browser: Browser, desk: Desk
         )
         assert "Values of rows are only in a journal" in browser.text
         assert "No change is found" in see(browser, console, "/changes?row=4711", "Find")
-        assert "is no time" in see(browser, console, "/changes?since=soon", "is no time")
+        assert "is not a time" in see(browser, console, "/changes?since=soon", "is not a time")
 
 
 def test_a_dead_letter_is_read_replayed_and_recorded(browser: Browser, console: Console, desk: Desk) -> None:

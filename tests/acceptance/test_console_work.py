@@ -173,7 +173,7 @@ def test_a_route_is_replayed_from_its_page(visitor: Visitor, desk: Desk) -> None
     assert "committed from" in visitor.page(path[1])
 
     wrong = visitor.acts("replay", route=route, since="soon", until="now")
-    assert "'soon' is no time. Write now, 14:00" in wrong
+    assert "'soon' is not a time. Write now, 14:00" in wrong
     assert "is not later than" in visitor.acts(
         "replay", route=route, since="now", until="2020-01-01T00:00+00:00"
     )

@@ -149,7 +149,7 @@ def assert_the_scenario_was_shown(output: str, *, schema: str = "public") -> Non
         "anna@example.com Order 2 is confirmed: a laptop",
         "One message: of the order that was committed.",
         "kill -KILL",
-        "Nothing is missing, and nothing came twice.",
+        "Nothing is missing, and nothing arrived twice.",
     ):
         assert words in unwrapped, output
     assert "Order 1 is confirmed" not in unwrapped
@@ -417,7 +417,7 @@ def test_a_person_at_a_terminal_types_sql_and_sees_what_comes_of_it() -> None:
         terminal.types("CREATE TABLE notes (id int)")
         terminal.reads("Done.")
         terminal.types("INSERT INTO notes VALUES (1), (2)")
-        terminal.reads("2 rows changed.", "No task: no route names this change.", prompt=True)
+        terminal.reads("2 rows changed.", "No task: no route matches this change.", prompt=True)
 
         terminal.presses(b"\x03")
         terminal.reads("Stopping", "Nothing is left running.")

@@ -180,7 +180,7 @@ def test_manage_py_cdc_is_the_listeners_command_line(project_on_postgres: Projec
         status = json.loads(shop.manage("cdc", "status", "--json", status=1, CDC_NAME="shop"))
         assert (status["name"], status["listener"]) == ("shop", "never started")
         told = shop.manage("check")
-        assert "(cdc.W009) The setting CDC_DURABILTY is not known" in told
+        assert "(cdc.W009) cdc-tasks has no setting CDC_DURABILTY" in told
         assert "Did you mean CDC_DURABILITY?" in told
     with _more_settings(shop, "DATABASES['lite'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': 'x'}"):
         refused = shop.manage("cdc", "status", status=1, CDC_DATABASE="lite")

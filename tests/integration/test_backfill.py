@@ -416,7 +416,7 @@ def test_a_backfill_of_a_binlog_is_planned_and_done(
     assert (plan["rows"], plan["key"]) == (100, ["id"])
     refused = person.types("backfill", "numbered", "--where", "no_column > 1")
     assert refused.returncode == 1
-    assert "does not take the condition" in " ".join(refused.stderr.split())
+    assert "does not accept the condition" in " ".join(refused.stderr.split())
     with person.running("run", "--backfill") as process:
         person.sees(process)
         wait_until(lambda: len(person.sent()) >= 600, what="the reads", timeout=60)
@@ -482,8 +482,8 @@ def test_what_cannot_be_done_is_refused_with_the_reason_and_the_cure(
         (["keyless"], "has no primary key", "ALTER TABLE public.keyless ADD PRIMARY KEY"),
         (["nullable"], "has no primary key", "NOT NULL"),
         (["partitioned"], "No route watches the table public.partitioned", ""),
-        (["numbered", "--where", "id > 1; DROP TABLE numbered"], "is no condition", "without ;"),
-        (["numbered", "--where", "no_column > 1"], "does not take the condition", "after WHERE"),
+        (["numbered", "--where", "id > 1; DROP TABLE numbered"], "is not a condition", "without ;"),
+        (["numbered", "--where", "no_column > 1"], "does not accept the condition", "after WHERE"),
         (
             ["numbered", "--task", "tests.mirrror"],
             "has the task or the id tests.mirrror",

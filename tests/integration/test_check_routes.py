@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     ("table", "told", "hint"),
     [
         ("tickts", "there is no table public.tickts. Did you mean public.tickets?", "Correct the route"),
-        ("tickets_view", "is a view, and has no log", "Name the tables"),
+        ("tickets_view", "is a view, and is not logged", "Name its base tables"),
         ("scratch", "is unlogged", "ALTER TABLE public.scratch SET LOGGED;"),
     ],
 )

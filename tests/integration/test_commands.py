@@ -217,7 +217,7 @@ def test_a_table_made_again_while_nobody_listens_keeps_the_listener_from_startin
 def test_a_pause_because_of_a_long_queue_is_told_while_it_lasts(
     operator: Operator, database: Database, broker: Broker
 ) -> None:
-    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_MAX_QUEUE": "10", "CDC_BATCH_SIZE": "20"}
+    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:fixed", "CDC_MAX_QUEUE": "10", "CDC_BATCH_SIZE": "20"}
     pages = Pages(free_port())
     operator.environment["CDC_METRICS_ADDRESS"] = pages.address
     with operator.running():
@@ -351,8 +351,8 @@ def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     again = operator.types("parked", "replay", "--all")
     assert again.returncode == 1
     assert again.stderr.count("stays parked") == 3
-    mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
-    replayed = operator.types("parked", "replay", first, **mended)
+    fixed = {"CDC_ROUTES": f"{ROUTES}:fixed"}
+    replayed = operator.types("parked", "replay", first, **fixed)
     assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
     task = tasks_in(broker, "celery")[-1]
     assert task["headers"]["id"] == first

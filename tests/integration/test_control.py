@@ -166,7 +166,7 @@ def test_a_route_skips_what_was_committed_until_now_and_no_more(person: Person) 
     person.inserts(5)
     person.sees(_TWO, 5)
     answer = _done(person.asks("skip", "tests.one", "--until", "now"))
-    assert "5 that waited were dropped" in str(answer["result"])
+    assert "5 set aside were dropped" in str(answer["result"])
     _done(person.asks("resume", "tests.one"))
     person.inserts(2)
     person.sees(_TWO, 7)
@@ -188,7 +188,7 @@ def test_what_cannot_be_done_is_refused_with_a_reason(on_redis: Person) -> None:
 def test_a_command_that_no_listener_does_is_withdrawn(on_redis: Person) -> None:
     done = on_redis.types("pause", "--wait", "0.5")
     assert done.returncode == 1
-    assert "No listener did it within 0.5 seconds" in done.stderr
+    assert "No listener accepted the command within 0.5 seconds" in done.stderr
     assert not on_redis.broker.client.exists(f"cdc:{on_redis.database.name}:commands")
 
 

@@ -134,7 +134,7 @@ def test_a_broker_without_memory_is_waited_for(
                     wait_until(lambda: _is_full(publisher), what="the socket to be full")
                 finally:
                     os.kill(rabbitmq_server.pid, signal.SIGCONT)
-                wait_until(lambda: waits(logs, "takes no messages"), what="it to be blocked")
+                wait_until(lambda: waits(logs, "accepts no messages"), what="it to be blocked")
                 assert not publishing.done()
                 rabbitmq_server.control("set_vm_memory_high_watermark", "0.4")
         finally:

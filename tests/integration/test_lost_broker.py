@@ -1,4 +1,4 @@
-"""A broker that comes back without its data: said, and mended from the database's log as far as that reaches."""
+"""A broker that comes back without its data: reported, and repaired from the database's log as far as that reaches."""
 
 from __future__ import annotations
 

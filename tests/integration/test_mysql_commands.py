@@ -62,7 +62,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, any_mysql: MySQLData
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
-    assert (stopped.returncode, "held by nobody" in stopped.stdout) == (1, True)
+    assert (stopped.returncode, "held by no session" in stopped.stdout) == (1, True)
 
 
 def test_problems_are_shown_with_what_to_paste_and_fail_the_command(
@@ -124,8 +124,8 @@ def test_what_a_route_could_not_take_is_listed_shown_replayed_and_dropped(
     shown = json.loads(operator_on_mariadb.types("parked", "show", first).stdout)
     assert shown["change"]["after"] == {"id": 1, "name": None}
 
-    mended = {"CDC_ROUTES": f"{ROUTES}:mended"}
-    replayed = operator_on_mariadb.types("parked", "replay", first, **mended)
+    fixed = {"CDC_ROUTES": f"{ROUTES}:fixed"}
+    replayed = operator_on_mariadb.types("parked", "replay", first, **fixed)
     assert (replayed.returncode, replayed.stdout) == (0, f"{first}: sent to tests.named\n")
     assert tasks_in(broker, "celery")[-1]["headers"]["id"] == first
     assert operator_on_mariadb.types("parked", "drop", "--all").stdout.count("dropped") == 12

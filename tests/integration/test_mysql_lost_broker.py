@@ -1,4 +1,4 @@
-"""A broker that comes back without its data, on MySQL and MariaDB: said, and mended from the binlog."""
+"""A broker that comes back without its data, on MySQL and MariaDB: reported, and repaired from the binlog."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_a_partition_without_a_log_is_a_warning(any_database: Database) -> None:
     )
     found = Findings(any_database.url, router_to(("events", [INSERT, UPDATE])))
     assert found.problems == []
-    assert found.about("public.events_2024, public.events_2025 is in no log").state is WARNING
+    assert found.about("changes of public.events_2024, public.events_2025 are not logged").state is WARNING
 
 
 def test_sql_to_paste_makes_a_server_notice_partitions(any_database: Database) -> None:

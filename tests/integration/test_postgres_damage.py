@@ -63,7 +63,7 @@ def test_a_message_that_cannot_be_decoded_stops_the_listener_with_place_and_hint
     database: Database, broker: Broker, damage: dict[bytes, bytes], message: str
 ) -> None:
     operator = operator_on(database, broker)
-    operator.environment["CDC_ROUTES"] = f"{ROUTES}:mended"
+    operator.environment["CDC_ROUTES"] = f"{ROUTES}:fixed"
     with PostgresProxy(database.server.port, replaces=damage) as proxy:
         failed = _fails_at_a_row(operator, database, proxy)
     assert message in failed["error"]
@@ -77,7 +77,7 @@ def test_a_message_of_wal2json_that_cannot_be_decoded_stops_the_listener_too(
     debian_database: Database, broker: Broker
 ) -> None:
     operator = operator_on(debian_database, broker)
-    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:mended", "CDC_PLUGIN": "wal2json"}
+    operator.environment |= {"CDC_ROUTES": f"{ROUTES}:fixed", "CDC_PLUGIN": "wal2json"}
     damage = {b'"value":"damaged"': b'"value":{"a":123}'}
     with PostgresProxy(debian_database.server.port, replaces=damage) as proxy:
         failed = _fails_at_a_row(operator, debian_database, proxy)
@@ -100,7 +100,7 @@ def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_hint_that_wo
     database: Database, broker: Broker
 ) -> None:
     operator = operator_on(database, broker)
-    operator.environment["CDC_ROUTES"] = f"{ROUTES}:mended"
+    operator.environment["CDC_ROUTES"] = f"{ROUTES}:fixed"
     error = ("XX000", "invalid memory alloc request size 1258291203")
     with PostgresProxy(database.server.port, errors={b"damaged": error}) as proxy:
         failed = _fails_at_a_row(operator, database, proxy)
@@ -111,7 +111,7 @@ def test_a_row_that_the_server_cannot_send_is_told_with_place_and_a_hint_that_wo
 
 def test_a_row_that_cannot_be_rendered_is_parked_with_its_bytes(database: Database, broker: Broker) -> None:
     operator = operator_on(database, broker)
-    operator.environment["CDC_ROUTES"] = f"{ROUTES}:mended"
+    operator.environment["CDC_ROUTES"] = f"{ROUTES}:fixed"
     with (
         PostgresProxy(database.server.port, replaces={_TUPLE: b"N\0\1t\0\0\0\1"}) as proxy,
         operator.running(DATABASE_URL=proxy.url(database.url)) as listener,

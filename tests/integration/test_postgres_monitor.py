@@ -174,7 +174,7 @@ def test_a_slot_that_is_gone_is_a_gap_that_can_be_accepted(items: Database) -> N
 
 
 def test_a_checkpoint_beyond_the_end_of_the_log_is_refused(items: Database) -> None:
-    with opened(items) as monitor, pytest.raises(GapError, match="lies beyond the end"):
+    with opened(items) as monitor, pytest.raises(GapError, match="is after the end"):
         next(monitor.batches(after="FFFF/0:0"))
 
 

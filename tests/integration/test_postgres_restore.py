@@ -58,7 +58,7 @@ def test_a_restored_copy_is_refused_for_ever_and_nothing_of_it_is_lost(each_hist
     history.copy()
     old = history.publish(11, 60)
     history.restore()
-    assert "beyond the end" in refusal(history).message
+    assert "after the end" in refusal(history).message
     history.insert(1001, 1100)
     history.write_past(history.checkpoint.partition(":")[0])
     history.insert(1101, 1200)
@@ -159,7 +159,7 @@ def test_a_slot_that_somebody_moved_is_a_gap_that_names_its_ends(history: Histor
         gap = refusal(history)
         assert (found.problems, found["checkpoint"].found) == (["checkpoint"], gap.message)
         assert status.problems == (gap.message,)
-        assert f"is at {history.confirmed}, and the checkpoint at {place}:0" in gap.message
+        assert f"is at {history.confirmed}, but the checkpoint at {place}:0" in gap.message
         assert "advanced it" in gap.message
         assert "broker" in gap.message
     history.published(151, 160, accept_gap=True)
@@ -204,7 +204,7 @@ def test_a_slot_that_a_recovery_did_not_bring_back_is_a_gap_that_names_its_ends(
     for _ in range(2):
         gap = history.listen(lambda: False)
         assert isinstance(gap, GapError)
-        assert f"committed after {place}:0 and before it is created again (now: 0/" in gap.message
+        assert f"committed after {place}:0 and before it is recreated (now: 0/" in gap.message
         assert gap.message.partition("now")[0] in found["slot cdc"].found
     with capture_logs() as logs:
         history.listen(lambda: history.checkpoint.startswith("1.2@"), accept_gap=True)

@@ -159,7 +159,7 @@ def test_a_role_that_may_not_read_the_log_and_an_open_transaction_are_told(
     monkeypatch.setattr("listener.testing._PATIENCE", "1s")
     with closing(psycopg2.connect(database.url)) as other, other.cursor() as cursor:
         cursor.execute("CREATE TABLE t (id int)")  # and no commit
-        with pytest.raises(RecordingError, match="transaction that has written is open"):
+        with pytest.raises(RecordingError, match="has written and is still open"):
             Recorder(database.url, BinlogRouter())
 
 

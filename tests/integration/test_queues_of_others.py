@@ -233,7 +233,7 @@ def test_check_of_a_user_without_rights_is_no_traceback(
     assert "Traceback" not in done.stderr
     findings = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert findings["queue cdc_bulk"]["state"] == "ok"
-    assert "may not be asked" in findings["workers"]["found"]
+    assert "the query is not permitted" in findings["workers"]["found"]
     _paste(rabbitmq_server, vhost, findings["workers"]["hint"])
     again = {each["what"]: each for each in operator.asks("check")["findings"]}
     assert again["workers"]["found"] == "none answers"

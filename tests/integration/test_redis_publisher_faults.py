@@ -222,7 +222,7 @@ def test_a_broker_that_comes_back_with_an_old_copy_of_its_data_is_noticed_and_sa
         with pytest.raises(CheckpointMovedError):
             _publish(publisher, 5, 5)
         (said,) = (line for line in logs if line["event"] == "broker_lost_data")
-        assert f"went back to {position(2)}; we left it at {position(4)}" in said["reason"]
+        assert f"went back to {position(2)}; this listener left it at {position(4)}" in said["reason"]
         assert publisher.attach(SOURCE) == position(2)
         _publish(publisher, 3, 5)
         assert ids(_client(server), "celery") == [1, 2, 3, 4, 5]

@@ -254,8 +254,8 @@ def _check_commands(person: Person, name: str) -> None:
     assert (shown["id"], shown["state"], shown["changes"], shown["tasks"]) == (name, "done", 6_000, 6_000)
     assert "id=7, v=0" in person.types("journal", "items", "--id", "7").stdout
     for arguments, reason in (
-        (["replay", "--since", "2020-01-01", "--task", "tests.bill", "--wait", "0"], "No listener did it"),
-        (["replay", "--since", "25:00", "--task", "tests.bill"], "is no time"),
+        (["replay", "--since", "2020-01-01", "--task", "tests.bill", "--wait", "0"], "No listener accepted"),
+        (["replay", "--since", "25:00", "--task", "tests.bill"], "is not a time"),
         (["replay", "--since", "2020-01-01"], "--all-routes"),
         (
             ["replay", "--since", "2020-01-01", "--task", "tests.no", "--dry-run"],

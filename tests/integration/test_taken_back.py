@@ -35,6 +35,6 @@ def test_a_checkpoint_is_taken_back_although_the_connection_breaks(
         broker.client.rename("celery", "somewhere")
         broker.client.set("celery", "no list")
         monkeypatch.setattr(RedisConnection, "send", cut_once)
-        with pytest.raises(BrokerError, match="did not take all of a batch"):
+        with pytest.raises(BrokerError, match="did not accept all of a batch"):
             publisher.publish(fire(router_to(), [change(2)]), checkpoint=position(2))
         assert publisher.attach(SOURCE) == position(1)

@@ -73,7 +73,7 @@ def test_what_is_too_large_for_rabbitmq_is_parked_whole_and_the_others_arrive(
         4: _SMALL,
         7: _SMALL,
     }
-    assert f"which takes {_SMALL}" in found[position(2)].error
+    assert f"its limit is {_SMALL}" in found[position(2)].error
     assert [each["error"] for each in logs if each["event"] == "parked"] == ["MessageTooLargeError"] * 3
     assert broker.cache.hget("cdc:test:checkpoint", "position") == position(7).encode()
 

@@ -132,7 +132,7 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
             database.execute(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE temporary"
             )
-            _line_with("It reads again. What was committed meanwhile is not shown.", watch.stderr)
+            _line_with("Reading again. Changes committed meanwhile are not shown.", watch.stderr)
             said = '{"context": {"request": "r-8", "user": "anna"}}'
             says = f"SELECT pg_logical_emit_message(true, 'cdc_tasks', '{said}')"
             database.execute(f"{says}; INSERT INTO items VALUES (108, 'paid')")
@@ -153,11 +153,11 @@ def test_beside_a_listener_each_change_is_shown_with_what_it_fires(
         _look_up(person, after, paid)
         wait_until(lambda: broker.client.exists(f"cdc:{database.name}:set-aside"), what="what is set aside")
         found = person.asks("explain", "--id", waits["change"]["id"], CDC_JOURNAL="")
-        assert (found["found_in"], found["change"]) == ("what waits beside its queue", waits["change"])
-        assert found["routes"][1]["held"] == "paused: it waits beside its queue"
+        assert (found["found_in"], found["change"]) == ("the messages set aside", waits["change"])
+        assert found["routes"][1]["held"] == "paused: its messages are set aside"
         assert (
             found["notes"][0]
-            == f"It waits beside the queue celery: its route {found['routes'][1]['id']} is paused."
+            == f"It is set aside from the queue celery: its route {found['routes'][1]['id']} is paused."
         )
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(20)) == 0
@@ -181,14 +181,14 @@ def _look_up(person: Person, fired: dict[str, Any], parked: dict[str, Any]) -> N
     assert said in person.types("explain", "--id", task).stdout.splitlines()
     assert found["routes"][0]["task_id"] == task
     found = person.asks("explain", "--id", parked["change"]["id"], CDC_JOURNAL="")
-    assert found["found_in"] == "what is parked"
+    assert found["found_in"] == "the parked changes"
     assert [each["outcome"] for each in found["routes"]] == ["fires", "event", "parks"]
     missing = person.asks("explain", "--id", "6b02f19d5f9f4859-16B3748-303D94F1B8A40-0")
     assert missing["code"] == "change_not_found"
     for place in (
         "The journal: it begins at",
-        "What is parked: 2 changes",
-        "PostgreSQL does not give",
+        "Parked changes: 2 changes",
+        "PostgreSQL does not send",
     ):
         assert place in missing["message"]
 

@@ -1,1 +1,1 @@
-"""What the tests share: servers, processes, stand-ins, and waiting."""
+"""Code that the tests share: servers, processes, stand-ins, and waiting."""

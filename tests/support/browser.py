@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over W3C WebDriver: what a person would see of a page."""
+"""Headless Chromium, driven over W3C WebDriver: shows what a person would see of a page."""
 
 from __future__ import annotations
 
@@ -81,21 +81,21 @@ class Browser:
         _request("POST", f"{self._session}/url", {"url": url})
 
     def resize(self, width: int, height: int) -> None:
-        """Make the window so large, in CSS pixels."""
+        """Resize the window, in CSS pixels."""
         _request("POST", f"{self._session}/window/rect", {"width": width, "height": height})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Return what the body of a JavaScript function returns."""
+        """Run the body of a JavaScript function, and return its result."""
         return _request("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def prefer(self, scheme: Literal["light", "dark"]) -> None:
-        """Have the system of the person who looks prefer light or dark colours."""
+        """Set the user's preference for light or dark colours."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
         _request("POST", f"{self._session}/goog/cdp/execute", command)
 
     def press(self, *keys: str) -> None:
-        """Press keys one after the other, as `TAB`, `ENTER` and the like or as characters."""
+        """Press keys one after the other: names such as `TAB` and `ENTER`, or characters."""
         events = [
             {"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")
         ]
@@ -104,28 +104,28 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """All that can be read on the page."""
+        """The visible text of the page."""
         return str(self.run("return document.body.innerText"))
 
     @property
     def source(self) -> str:
-        """The whole document, with what cannot be seen."""
+        """The whole document, with invisible parts."""
         return str(self.run("return document.documentElement.outerHTML"))
 
     @property
     def hosts(self) -> set[str]:
-        """Whence the page loaded something."""
+        """The hosts from which the page loaded resources."""
         return set(
             self.run("return performance.getEntriesByType('resource').map((each) => new URL(each.name).host)")
         )
 
     def problems(self) -> list[str]:
-        """Return what the page has complained about on its console, since the last time."""
+        """Return the errors and warnings on the page's console since the last call."""
         entries = _request("POST", f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
 
     def picture(self, left: float, top: float, width: float, height: float) -> bytes:
-        """Return a part of the page as PNG, in CSS pixels; it need not be in the window."""
+        """Return a part of the page as PNG; the area is in CSS pixels, and may be outside of the window."""
         clip = {"x": left, "y": top, "width": width, "height": height, "scale": 1}
         command = {
             "cmd": "Page.captureScreenshot",

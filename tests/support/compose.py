@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile, read as Docker would, for machines that have no Docker."""
+"""Reads docker-compose.yml and the Dockerfile as Docker would, for machines without Docker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def variables_of_compose() -> set[str]:
 def load_compose(variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the file's services, with `${NAME}` and `$$` replaced as Compose does.
 
-    A variable without a value is the one of the same name, if that is set.
+    A variable without a value is replaced by the environment variable of the same name, if that is set.
     """
     services: dict[str, Any] = _replaced(yaml.safe_load(_COMPOSE.read_text())["services"], variables)
     for service in services.values():
@@ -87,9 +87,9 @@ def dockerfile_stages() -> list[list[tuple[str, str]]]:
 def initialized_mysql(
     environment: Mapping[str, str], arguments: Sequence[str] = ()
 ) -> Iterator[tuple[MySQLServer, dict[str, str]]]:
-    """Run a MySQL whose data the scripts of the compose file have made, as the image lets them.
+    """Run a MySQL whose data the compose file's scripts have created, as in the image.
 
-    Beside it come the variables with which the container's commands find it, its client among them.
+    Also yields the variables with which the container's commands find it, including its client.
     """
     with MySQLServer(arguments=arguments) as server:
         server.create_database(environment["MYSQL_DATABASE"])
@@ -109,7 +109,7 @@ def initialized_mysql(
 
 
 def try_commands(worker_url: str, administer: Callable[[str], object]) -> None:
-    """Run the commands that a person runs in the workers' container, as the workers' role; and without its right."""
+    """Run a person's commands in the workers' container, with the workers' role, and without its privileges."""
     administer("INSERT INTO users (name, email) VALUES ('Zoe', 'zoe@example.com')")
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     environment = {"DATABASE_URL": worker_url, "CDC_SECRET_KEY": old}
@@ -121,7 +121,7 @@ def try_commands(worker_url: str, administer: Callable[[str], object]) -> None:
     administer(revoke)
     refused = _tasks(environment, *connect)
     assert refused.returncode == 1
-    assert "Let the owner of the tables run:" in refused.stderr
+    assert "As the owner of the tables, run:" in refused.stderr
     for line in refused.stderr.splitlines():
         if (statement := line.strip()).startswith("GRANT "):
             administer(statement)
@@ -142,7 +142,7 @@ def _tasks(environment: Mapping[str, str], *arguments: str) -> subprocess.Comple
 
 
 def _client_directory(server: MySQLServer) -> Path:
-    """Return a directory with a `mysql` that finds the server, as in its container."""
+    """Return a directory with a `mysql` client that finds the server, as in its container."""
     client = shutil.which("mysql") or shutil.which("mariadb")
     assert client, "this test needs a client: install mariadb-client, or MySQL's"
     directory = server.home / "bin"

@@ -1,4 +1,4 @@
-"""The Django project of tests/django_project, on servers of a test's own."""
+"""The Django project of tests/django_project, on a test's own servers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Project:
         }
 
     def manage(self, *arguments: str, status: int = 0, **variables: str) -> str:
-        """Run `manage.py`, and return all that it prints; fail unless it ends with this status."""
+        """Run `manage.py`, and return its output; fail unless it ends with this status."""
         return self.run([self.python, "manage.py", *arguments], status=status, **variables)
 
     def run(self, command: Sequence[str], *, status: int = 0, **variables: str) -> str:
@@ -76,7 +76,7 @@ class Project:
         return done.stdout
 
     def start(self, *command: str, ready: str) -> Running:
-        """Start what goes on until it is stopped, and wait until it says that it is `ready`."""
+        """Start a program that runs until it is stopped, and wait until it prints `ready`."""
         return Running(command, self.home, self.environment, ready)
 
     def listen(self) -> Running:
@@ -85,7 +85,7 @@ class Project:
 
 
 class Running:
-    """A program of the project's."""
+    """A running program of the project."""
 
     def __init__(
         self, command: Sequence[str], home: Path, environment: Mapping[str, str], ready: str
@@ -100,7 +100,7 @@ class Running:
             start_new_session=True,
         )
         try:
-            wait_until(lambda: self.has_said(ready), timeout=20, what=f"{command} to say {ready!r}")
+            wait_until(lambda: self.has_printed(ready), timeout=20, what=f"{command} to print {ready!r}")
         except AssertionError:
             self.close()
             raise
@@ -115,11 +115,11 @@ class Running:
     def log(self) -> str:
         return Path(self._log.name).read_text(errors="replace")
 
-    def has_said(self, text: str) -> bool:
-        """Return whether it has printed this; fail if it ended before."""
-        said = text in self.log
-        assert said or self.process.poll() is None, f"it ended by itself:\n{self.log[-3000:]}"
-        return said
+    def has_printed(self, text: str) -> bool:
+        """Return whether it has printed this; fail if it ended earlier."""
+        printed = text in self.log
+        assert printed or self.process.poll() is None, f"it ended by itself:\n{self.log[-3000:]}"
+        return printed
 
     def kill(self) -> None:
         """End it with SIGKILL, with its children."""
@@ -138,7 +138,7 @@ class Running:
 _NO_SUCH_TABLE: Final = 1146
 _RETRIED: Final = frozenset(
     {1205, 1213, _NO_SUCH_TABLE}
-)  # lock wait, deadlock, the table was renamed just now
+)  # lock wait, deadlock, the table has just been renamed
 
 
 class Writer(threading.Thread):
@@ -175,14 +175,14 @@ class Writer(threading.Thread):
             connection.commit()
             self.transactions += 1
         except (errors.UndefinedTable, errors.DeadlockDetected, errors.SerializationFailure):
-            self._go_on(connection)
+            self._write_elsewhere(connection)
         except pymysql.MySQLError as error:
             if error.args[0] not in _RETRIED:
                 raise
-            self._go_on(connection)
+            self._write_elsewhere(connection)
 
-    def _go_on(self, connection: Any) -> None:
-        """Write to it under its other name: it may have been renamed."""
+    def _write_elsewhere(self, connection: Any) -> None:
+        """Write to the table under its other name: it may have been renamed."""
         connection.rollback()
         self._names.append(self._names.pop(0))
 
@@ -197,7 +197,7 @@ class Writer(threading.Thread):
 
 
 def insert_into(table: str, url: str) -> str:
-    """Return the statement for a row of nothing but defaults."""
+    """Return the statement for a row that has only defaults."""
     return f"INSERT INTO {table} {'() VALUES ()' if url.startswith('mysql') else 'DEFAULT VALUES'}"
 
 
@@ -214,11 +214,11 @@ def connect(url: str) -> Any:
     )
 
 
-# --- What was told, against what was done ---------------------------------------------------------------
+# --- Sent tasks, compared with the changes --------------------------------------------------------------
 
 
 def sent_to(broker: redis.Redis, queue: str) -> list[tuple[str, list[Any]]]:
-    """Return the tasks in a queue, with their arguments; nobody takes from it."""
+    """Return the tasks in a queue without consumers, with their arguments."""
     found = []
     for raw in broker.lrange(queue, 0, -1):
         message = json.loads(raw)
@@ -226,15 +226,15 @@ def sent_to(broker: redis.Redis, queue: str) -> list[tuple[str, list[Any]]]:
     return found
 
 
-def unlike(database_url: str, told: Sequence[Sequence[Any]]) -> Counter[tuple[str, ...]]:
-    """Return the changes that are in the ledger and were not told, and those that were told too often.
+def unlike(database_url: str, sent: Sequence[Sequence[Any]]) -> Counter[tuple[str, ...]]:
+    """Return the changes in the ledger that were not sent, and those that were sent too often.
 
-    A row that was deleted has no version: with PostgreSQL's usual replica identity the log has its key alone.
+    A deleted row has no version: with PostgreSQL's default replica identity the log has only its key.
     """
     with closing(connect(database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT table_name, event, row_id, version FROM ledger")
         done = Counter(map(_key, cursor.fetchall()))
-    found = Counter(map(_key, told))
+    found = Counter(map(_key, sent))
     return (done - found) + (found - done)
 
 

@@ -1,4 +1,4 @@
-"""Celery workers that start in a tenth of a second, to be killed by the hundred: forked from a loaded process."""
+"""Celery workers that start in a tenth of a second, to be killed by the hundred: forks of a loaded process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app.finalize()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     if pid := os.fork():
-        os.setpgid(pid, pid)  # as the child does: whoever comes first, it can be killed now
+        os.setpgid(pid, pid)  # as the child does: whichever is first, it can be killed now
         print(pid, flush=True)
         continue
     os.setpgid(0, 0)
@@ -43,7 +43,7 @@ for line in sys.stdin:
 
 
 class ForkedWorkers:
-    """A nursery of workers, each a process group of its own with a pool of two processes."""
+    """A nursery of workers, each in its own process group with a pool of two processes."""
 
     def __init__(
         self, environment: Mapping[str, str], *arguments: str, application: str = "cdc_tasks.celery"
@@ -88,18 +88,18 @@ class ForkedWorkers:
         return pid
 
     def pause(self, pid: int) -> None:
-        """SIGSTOP: what it gets from now on reaches its sockets, and is not read."""
+        """SIGSTOP: later data reaches its sockets but is not read."""
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGSTOP)
 
     def kill(self, pid: int) -> None:
-        """SIGKILL, to the worker and its pool: no process can clean up."""
+        """SIGKILL the worker and its pool: no process can clean up."""
         self.alive.remove(pid)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
 
     def show_stacks(self) -> list[int]:
-        """Let each worker's main process log where its threads are; return the process ids of those that exist."""
+        """Make each worker's main process log its threads' stacks; return the process ids of those that exist."""
         found = [pid for pid in self.alive if is_alive(pid)]
         for pid in found:
             before = len(self.log)

@@ -1,4 +1,4 @@
-"""Commits that are in the log and that no session sees: they wait for a standby or a replica that does not exist."""
+"""Commits that are in the log but invisible to sessions: they wait for a standby or replica that does not exist."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["held_commits"]
 
 @contextmanager
 def held_commits(database: Database | MySQLDatabase, statement: str) -> Iterator[Future[None]]:
-    """Let every commit of the server hang behind its log, also that of `statement`; at the end all are done."""
+    """Make every commit of the server hang after it is logged, also that of `statement`; complete all at the end."""
     hold = _without_replica(database) if isinstance(database, MySQLDatabase) else _without_standby(database)
     with ThreadPoolExecutor(1) as pool, hold:
         yield pool.submit(_run, database, statement)
 
 
 def _run(database: Database | MySQLDatabase, statement: str) -> None:
-    """Run it in a session of its own."""
+    """Run it in its own session."""
     if isinstance(database, MySQLDatabase):
         database.execute(statement)
         return
@@ -43,7 +43,7 @@ def _run(database: Database | MySQLDatabase, statement: str) -> None:
 def _without_standby(database: Database) -> Iterator[None]:
     is_over = Event()
 
-    def probe() -> None:  # the checkpointer takes in the setting a moment after the sessions
+    def probe() -> None:  # the checkpointer applies the setting a moment after the sessions
         with closing(psycopg2.connect(database.url)) as connection, connection.cursor() as cursor:
             connection.autocommit = True
             while not is_over.is_set():

@@ -105,7 +105,7 @@ class HelpDesk:
         broker_url: str | None = None,
         countdown: float | None = None,
     ) -> str:
-        """Send a task as the listener does, by its name; those for a ticket with their route's key."""
+        """Send a task by name, as the listener does; tasks for a ticket have their route's key."""
         is_of_ticket = task.startswith("cdc_tasks.notify_ticket")
         headers = key_headers("tickets", arguments[0].row["id"]) if is_of_ticket else None
         plain = [each.to_message() if isinstance(each, RowChange) else each for each in arguments]
@@ -120,7 +120,7 @@ def change(
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
 ) -> RowChange:
-    """Return a change of its own position, and so of its own id."""
+    """Return a change with a unique position, and so a unique id."""
     position = f"0/{next(_positions):X}:0"
     return RowChange(
         id=f"change-{position}",

@@ -1,4 +1,4 @@
-"""A listener that runs in a thread of the test, and when it is there."""
+"""Runs a listener in a thread of the test, and waits until it reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAVED = Saved("0/0:0")  # something was published before; the test passes its po
 
 
 def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10) -> None:
-    """Return when what is committed from now on is read by the listener that has the database's name."""
+    """Return when the listener with the database's name reads later commits."""
     if isinstance(database, MySQLDatabase):
         wait_for_replica(database, database.name, timeout=timeout)
     else:
@@ -31,18 +31,18 @@ def wait_for_listener(database: Database | MySQLDatabase, *, timeout: float = 10
 
 
 def wait_for_reader(database: Database, slot: str, *, timeout: float = 10) -> None:
-    """Return when what is committed from now on is read from the slot.
+    """Return when later commits are read from the slot.
 
-    A slot that is being made is active too; it has a position when it is done.
+    A slot that is being created is active too; it has a position when it is complete.
     """
     query = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active AND confirmed_flush_lsn IS NOT NULL"
     wait_until(lambda: database.fetch(query, slot), what="the listener to read", timeout=timeout)
 
 
 def wait_for_replica(database: MySQLDatabase, name: str, *, timeout: float = 10) -> None:
-    """Return when what is committed from now on is read by the listener with this CDC_NAME.
+    """Return when the listener with this CDC_NAME reads later commits.
 
-    The server may still show the connection of a former one: ours is younger than the lock that it holds.
+    The server may still show an earlier listener's connection: the current one is younger than the lock that it holds.
     """
 
     def reads() -> bool:
@@ -57,7 +57,7 @@ def wait_for_replica(database: MySQLDatabase, name: str, *, timeout: float = 10)
 
 @contextmanager
 def running(listener: Listener, database: Database | MySQLDatabase) -> Iterator[None]:
-    """Run it under the database's name."""
+    """Run it with the database's name."""
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:

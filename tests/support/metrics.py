@@ -15,13 +15,13 @@ __all__ = ["Pages"]
 
 
 class Pages:
-    """What a listener with CDC_METRICS_ADDRESS serves."""
+    """The pages of a listener with CDC_METRICS_ADDRESS."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.address = f"{host}:{port}"
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and text; (0, "") while nobody serves."""
+        """Return status and text; (0, "") while there is no server."""
         try:
             with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
@@ -36,7 +36,7 @@ class Pages:
 
     @property
     def families(self) -> dict[str, Metric]:
-        """All families by the name that has been given to them; counters end with `_total`."""
+        """All families by name; the names of counters end with `_total`."""
         found = list(text_string_to_metric_families(self.get("/metrics")[1]))
         return {f"{each.name}_total" if each.type == "counter" else each.name: each for each in found}
 

@@ -35,7 +35,7 @@ class Operator:
     def types(
         self, *arguments: str, module: str = "listener", **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m listener …`, or another module, and return what it wrote and how it ended."""
+        """Run `python -m listener …`, or another module, and return its output and status."""
         return WARM.run(
             [sys.executable, "-W", "error::ResourceWarning", "-m", module, *arguments],
             cwd=_CHECKOUT,
@@ -44,14 +44,14 @@ class Operator:
         )
 
     def asks(self, *arguments: str, **environment: str) -> Any:
-        """Return the JSON that a command answers with."""
+        """Return the JSON output of a command."""
         done = self.types(*arguments, "--json", **environment)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
     @contextmanager
     def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """Run it in the background; killed at the end if it still runs."""
+        """Run it in the background; kill it at the end if it is still running."""
         with subprocess.Popen(
             [sys.executable, "-m", "listener", *arguments],
             cwd=_CHECKOUT,
@@ -66,7 +66,7 @@ class Operator:
 
 
 def operator_on(database: Database | MySQLDatabase, broker: Broker) -> Operator:
-    """Return one with a table, an empty broker, and a name of their own."""
+    """Return an operator with a table, an empty broker, and a unique name."""
     database.execute("CREATE TABLE roles (id int PRIMARY KEY, name text)")
     return Operator(
         DATABASE_URL=database.url,
@@ -78,5 +78,5 @@ def operator_on(database: Database | MySQLDatabase, broker: Broker) -> Operator:
 
 
 def tasks_in(broker: Broker, queue: str) -> list[dict[str, Any]]:
-    """Return the messages that wait in a queue, oldest first."""
+    """Return the waiting messages of a queue, oldest first."""
     return [json.loads(message) for message in reversed(broker.client.lrange(queue, 0, -1))]

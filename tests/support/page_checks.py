@@ -1,4 +1,4 @@
-"""What a page owes to people who read it with a keyboard, a screen reader, a telephone or in the dark."""
+"""Checks that a page works with a keyboard, a screen reader, a phone and in dark mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["faults_of"]
 
-# Contrast as WCAG 2.2 computes it: of each text that can be seen, against the first ground behind it that is opaque.
+# Contrast as in WCAG 2.2: of each visible text, against the first opaque background behind it.
 _FAULTS = """
 const faults = [];
 const seen = (each) => each.checkVisibility({opacityProperty: true, visibilityProperty: true});
@@ -70,6 +70,6 @@ return faults;
 
 
 def faults_of(browser: Browser) -> list[str]:
-    """Return what is wrong with the page that is open."""
+    """Return the faults of the open page."""
     found: list[str] = browser.run(_FAULTS)
     return found

@@ -1,4 +1,4 @@
-"""A TCP proxy that fails as networks do: at a chosen request, before or after the server got it, or by silence."""
+"""A TCP proxy that fails like a network: at a chosen request, before or after the server gets it, or by silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 65536
 
 
 class Fault(Enum):
-    """What happens to a request that holds the trigger, and to its connection."""
+    """What happens to a request that contains the trigger, and to its connection."""
 
     LOSE_REQUEST = "the connection is cut, and the server never gets it"
     LOSE_ANSWER = "the server gets it, and the connection is cut before its answer"
@@ -40,14 +40,14 @@ class Proxy:
         self._refusing = False
         self._released = threading.Event()
         self._delivered = threading.Event()
-        self.faults = 0  # that happened
+        self.faults = 0  # number of faults that have happened
 
     def fail(self, fault: Fault, *, at: bytes) -> None:
-        """Let the next request that holds `at` fail; faults happen in the order in which they are asked for."""
+        """Make the next request that contains `at` fail; several faults happen in the order of the calls."""
         self._faults.append((fault, at))
 
     def release(self) -> None:
-        """Let a delayed request get to the server; returns when it was answered."""
+        """Forward a delayed request to the server; return when it is answered."""
         self._released.set()
         assert self._delivered.wait(at_most(10))
 
@@ -99,7 +99,7 @@ class Proxy:
                     self._track({client, server}, False)
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
-        seen = b""  # of the request, so far: a trigger may come in two pieces
+        seen = b""  # of the request, so far: a trigger may arrive in two pieces
         while True:
             readable, _, _ = select.select([client, server], [], [])
             for source in readable:

@@ -1,4 +1,4 @@
-"""What the tests of the publishers share: Celery apps, changes that fire, and what arrived in Redis."""
+"""Code that the tests of the publishers share: Celery apps, changes that fire, and the messages in Redis."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SOURCE = "7f00"
 
 
 def celery_app(url: str, **settings: Any) -> Celery:
-    """Return an app as the listener has one: with settings, without tasks."""
+    """Return an app like the listener's: with settings, without tasks."""
     app = Celery("listener", broker=url, set_as_current=False)
     app.conf.update(task_create_missing_queues=True, **settings)
     return app
@@ -52,7 +52,7 @@ def position(number: int) -> str:
 
 
 def change(number: int, *, table: str = "tickets", **row: Any) -> RowChange:
-    """Return the insert that is the only one of the transaction `number`."""
+    """Return an insert, the only change of the transaction `number`."""
     return RowChange(
         id=f"{SOURCE}-{number:X}-0",
         schema="public",
@@ -84,13 +84,13 @@ def fire(router: BinlogRouter, fired_by: Iterable[RowChange]) -> list[Call | Par
 
 @contextmanager
 def in_background(action: Callable[[], Any]) -> Iterator[Future[Any]]:
-    """Run it in a thread of its own, and wait for its end at the end."""
+    """Run it in a separate thread, and wait for it at the end of the block."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(action)
 
 
 def waits(logs: Iterable[Mapping[str, Any]], why: str = "") -> bool:
-    """Return whether a log line says that the publisher waits, and why."""
+    """Return whether a log line shows that the publisher waits, for this reason."""
     return any(why in str(line.get("error")) for line in logs if line["event"] == "waiting")
 
 
@@ -103,14 +103,14 @@ def messages(client: redis.Redis, key: str) -> list[dict[str, Any]]:
 
 
 def pop_times(headers: dict[str, Any]) -> list[tuple[datetime, timedelta | None]]:
-    """Take a message's times out of its headers; return when it is due and expires, with the zones' offsets."""
+    """Remove a message's times from its headers; return when it is due and when it expires, with zone offsets."""
     found = [headers.pop(name) for name in ("eta", "expires")]
     times = [datetime.fromisoformat(each) for each in found if each is not None]
     return [(each, each.utcoffset()) for each in times]
 
 
 def ids(client: redis.Redis, key: str) -> list[int]:
-    """Return the row ids that the messages of a queue are about, next one first."""
+    """Return the row ids of the messages in a queue, next one first."""
     return [message["body"][0][0]["after"]["id"] for message in messages(client, key)]
 
 

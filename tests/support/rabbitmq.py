@@ -1,4 +1,4 @@
-"""What the tests of the publishers see of RabbitMQ: the messages in a queue, as they are on the wire."""
+"""RabbitMQ for the tests of the publishers: the messages in a queue, as they are on the wire."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kombu_publisher(
     spans: Spans | None = None,
     **settings: Any,
 ) -> Iterator[KombuPublisher]:
-    """Open one whose tasks go to a quorum queue of that name."""
+    """Open a publisher whose tasks go to a quorum queue of that name."""
     defaults = {
         "task_queues": [Queue(queue, routing_key=queue, queue_arguments=QUORUM)],
         "task_default_queue": queue,
@@ -57,7 +57,7 @@ def publisher_of(
     max_parked: int | None = None,
     spans: Spans | None = None,
 ) -> Iterator[KombuPublisher]:
-    """Open one as the loop does, with its checkpoint read."""
+    """Open a publisher as the loop does, with its checkpoint read."""
     publisher = KombuPublisher(
         app, broker.cache_url, name="test", max_queue=max_queue, max_parked=max_parked, spans=spans
     )
@@ -76,13 +76,13 @@ def open_channel(server: RabbitMQServer, vhost: str = "/") -> Iterator[amqp.Chan
 
 
 def drain(server: RabbitMQServer, queue: str, vhost: str = "/") -> list[dict[str, Any]]:
-    """Take all messages out of a queue, the next one first."""
+    """Remove and return all messages of a queue, next one first."""
     found: list[amqp.Message] = []
     with open_channel(server, vhost) as channel:
         count = channel.queue_declare(queue, passive=True).message_count
 
         def take(message: amqp.Message) -> None:
-            if len(found) < count:  # what comes after that goes back
+            if len(found) < count:  # later messages go back
                 found.append(message)
                 channel.basic_ack(message.delivery_tag)
 
@@ -93,5 +93,5 @@ def drain(server: RabbitMQServer, queue: str, vhost: str = "/") -> list[dict[str
 
 
 def row_ids(messages: list[dict[str, Any]]) -> list[int]:
-    """Return the row ids that messages are about."""
+    """Return the row ids of messages."""
     return [message["body"][0][0]["after"]["id"] for message in messages]

@@ -1,4 +1,4 @@
-"""A broker behind Sentinel, and the ways in which it fails over."""
+"""A broker behind Sentinel, and its kinds of failover."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SentinelBroker:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What workers and listeners are told."""
+        """The variables for workers and listeners."""
         return {
             "CELERY_BROKER_URL": f"{self.sentinel.url}/0",
             "CELERY_CONFIG_MODULE": "tests.support.celery_settings.behind_sentinel",
@@ -59,7 +59,7 @@ class SentinelBroker:
 
     @property
     def client(self) -> redis.Redis:
-        """A client of the server that is the master now, as Sentinel has it."""
+        """A client of the current master, according to Sentinel."""
         return redis.Redis(port=self._master_port(), socket_timeout=5)
 
     def send(self, task: str, *arguments: Any, queue: str = "celery") -> None:
@@ -68,46 +68,44 @@ class SentinelBroker:
             app.conf.broker_transport_options = {"master_name": "mymaster"}
             with (
                 app.connection_for_write() as connection
-            ):  # and none that a pool has kept from before a failover
+            ):  # not a connection that a pool has kept from before a failover
                 app.send_task(task, arguments, queue=queue, connection=connection)
 
     def wait_for_copies(self) -> None:
-        """Return when the replicas have all that the first master has."""
+        """Return when the replicas have everything that the first master has."""
         with redis.Redis.from_url(self.master.url) as client:
-            client.set(
-                "wait-for-copies", "1", px=1
-            )  # WAIT counts what this client wrote, and all before that
+            client.set("wait-for-copies", "1", px=1)  # WAIT covers this client's writes, and all earlier ones
             wait_until(lambda: client.wait(self._count, 1000) == self._count, timeout=30, what="the copies")
 
     def hold_back(self, *held: ValkeyServer) -> None:
-        """Let replicas stand still; what the first master takes from now on is not even on its way to them."""
+        """Pause replicas, so that later writes to the first master are not even sent to them."""
         for replica in held:
             os.kill(replica.pid, signal.SIGSTOP)
         others = {each.port for each in self.replicas if each not in held}
         with redis.Redis.from_url(self.master.url) as client:
-            client.client_kill_filter(_type="replica")  # the others come back
+            client.client_kill_filter(_type="replica")  # the others reconnect
             wait_until(lambda: _online(client) == others, what="the replicas to be cut off")
 
     def let_go(self, *held: ValkeyServer) -> None:
-        """Let them go on."""
+        """Resume them."""
         for replica in held:
             os.kill(replica.pid, signal.SIGCONT)
 
     def fail_over(self) -> None:
-        """Tell Sentinel to make a replica the master; the old one is told to follow it."""
+        """Make Sentinel promote a replica; the old master becomes its replica."""
         with self._sentinel() as sentinel:
             sentinel.execute_command("SENTINEL", "FAILOVER", "mymaster")
 
     def kill_master(self) -> None:
-        """SIGKILL to the first master."""
+        """SIGKILL the first master."""
         self.master.kill()
 
     def revive_master(self) -> None:
-        """Start the first master again after its death, empty: Sentinel makes it a replica of the new one."""
+        """Restart the killed first master, empty: Sentinel makes it a replica of the new one."""
         self.master.start()
 
     def pause_master(self) -> None:
-        """Let the first master hang: its connections stay, and say nothing any more."""
+        """Make the first master hang: its connections stay open and silent."""
         os.kill(self.master.pid, signal.SIGSTOP)
 
     def wait_for_new_master(self) -> None:
@@ -119,19 +117,19 @@ class SentinelBroker:
 
     def _master_port(self) -> int:
         with self._sentinel() as sentinel:
-            # What Celery's client asks: SENTINEL GET-MASTER-ADDR-BY-NAME names the next one a moment earlier.
+            # The same query as Celery's client: SENTINEL GET-MASTER-ADDR-BY-NAME names the next one a moment earlier.
             return int(sentinel.sentinel_masters()["mymaster"]["port"])
 
     def _let_all_go(self) -> None:
         for server in (self.master, *self.replicas):
             if server.running:
-                os.kill(server.pid, signal.SIGCONT)  # what stands still does not end when asked
+                os.kill(server.pid, signal.SIGCONT)  # a paused process does not end on SIGTERM
 
     def _sentinel(self) -> redis.Redis:
         return redis.Redis(port=self.sentinel.port, socket_timeout=5)
 
     def _hurry(self) -> None:
-        """Let it ask for news twice a second, and so tell an old master soon, not after ten seconds, whom to follow."""
+        """Make it poll twice a second, so that it reconfigures an old master soon, not after ten seconds."""
         with self._sentinel() as sentinel:
             sentinel.execute_command("SENTINEL", "DEBUG", "info-period", 500, "publish-period", 300)
 

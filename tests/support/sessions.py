@@ -1,4 +1,4 @@
-"""What a run of the tests prints as it goes, and where it puts what it leaves."""
+"""The output of a test run while it runs, and its temporary directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PREFIX: Final = "cdc-tests-"
 
 
 class FailuresAtOnce:
-    """Prints a line for each test that fails, when it fails: a long run shows the rest at its end."""
+    """Prints a line for each test when it fails: a long run shows the details only at its end."""
 
     def __init__(self, terminal: Any) -> None:
         self._terminal = terminal
@@ -57,10 +57,10 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def use_own_temporary_directory() -> Callable[[], None]:
-    """Make temporary files of this process and of those that it starts go to a new directory; return what deletes it.
+    """Use a new directory for the temporary files of this process and its children; return a function to delete it.
 
     A worker or server that is killed leaves files there. If this process is killed, the next run deletes them. The
-    processes of pytest-xdist use the directory of the one that starts them.
+    processes of pytest-xdist use the directory of their parent.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return lambda: None

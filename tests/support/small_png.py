@@ -1,4 +1,4 @@
-"""PNG pictures of pages, made small: such a page has few colours, so one byte stands for a pixel."""
+"""Makes PNG pictures of pages small: such a page has few colours, so one byte per pixel is enough."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Color = tuple[int, int, int]
 
 
 def reduced(png: bytes) -> bytes:
-    """Return the picture with up to 256 colours, those that it has most; others become the nearest of these."""
+    """Return the picture with its 256 most frequent colours; each other colour becomes the nearest of these."""
     width, height, channels, packed = _parts_of(png)
     rows = [
         [(row[at], row[at + 1], row[at + 2]) for at in range(0, len(row), channels)]
@@ -82,7 +82,7 @@ def _nearest_of(left: int, above: int, corner: int) -> int:
 
 
 def _palette(pixels: Sequence[Color]) -> tuple[list[Color], dict[Color, int]]:
-    """Return the colours, and the number of the nearest one for each colour that there is."""
+    """Return the colours, and the number of the nearest one for each existing colour."""
     found = [color for color, _ in Counter(pixels).most_common()]
     kept = found[:_COLORS]
     index = {color: number for number, color in enumerate(kept)}

@@ -38,7 +38,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Slow:
-    """Take the message, and delay the answer."""
+    """Accept the message, and delay the answer."""
 
     seconds: float
 

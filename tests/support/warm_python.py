@@ -1,7 +1,7 @@
-"""`python -m celery …` and our commands without most imports: forked from an interpreter that has loaded packages.
+"""Runs `python -m celery …` and our commands without most imports: forks of an interpreter with loaded packages.
 
-A worker's start takes a second and a half of a processor, most of it for imports. The fork has the same environment,
-working directory and arguments, and imports every module of ours by itself.
+A worker's start takes 1.5 s of processor time, mostly for imports. The fork has the same environment, working directory
+and arguments, and imports all of our modules itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AS_AT_THE_START: Final = ("PYTHON", "LD_", "LC_", "LANG", "TZ")  # what an inte
 
 
 class WarmProcess:
-    """As `subprocess.Popen`, for a process that is not our own child."""
+    """Like `subprocess.Popen`, for a process that is not our own child."""
 
     def __init__(self, reports: socket.socket) -> None:
         self._reports = reports
@@ -64,13 +64,13 @@ class WarmProcess:
 
     def _wait(self, timeout: float | None) -> int | None:
         if self.returncode is None and (line := self._line(timeout)) is not None:
-            # Where the process that waits for it was killed, nobody knows.
+            # If the process that waits for it was killed, the status is unknown.
             self.returncode = int(line) if line else -signal.SIGKILL
             self._reports.close()
         return self.returncode
 
     def _line(self, timeout: float | None) -> str | None:
-        """Return what is reported next, "" at the end, None if there is nothing yet."""
+        """Return the next report, "" at the end, None if there is none yet."""
         while b"\n" not in self._unread:
             if not select.select([self._reports], [], [], timeout)[0]:
                 return None
@@ -82,7 +82,7 @@ class WarmProcess:
 
 
 class WarmPython:
-    """Starts the interpreter when it is first used; it ends with us."""
+    """Starts the interpreter on first use; it ends with this process."""
 
     def __init__(self) -> None:
         self._nursery: subprocess.Popen[bytes] | None = None
@@ -91,7 +91,7 @@ class WarmPython:
     def popen(
         self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[Any], **options: Any
     ) -> Any:
-        """Start `python -m …` as `subprocess.Popen` would; leave to that what a fork cannot do as well."""
+        """Start `python -m …` like `subprocess.Popen`, which is used for everything that a fork cannot do."""
         if self._can(command, env):
             return self._fork(command, env, cwd, (None, stdout, stdout))
         return subprocess.Popen(command, env=env, cwd=cwd, stdout=stdout, **options)
@@ -106,7 +106,7 @@ class WarmPython:
         timeout: float | None = None,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m …` as `subprocess.run` would, with its output captured as text."""
+        """Run `python -m …` like `subprocess.run`, with its output captured as text."""
         if not self._can(command, env):
             return subprocess.run(
                 command,

@@ -1,6 +1,6 @@
 """The interpreter that `warm_python.py` forks from. Each request on its socket becomes a process.
 
-It is a program of its own: nothing of the project is loaded here.
+It is a separate program: nothing of the project is loaded here.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _MODULES = (
 )
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-Job = tuple[dict[str, Any], list[int]]  # the descriptors of standard streams, and of the reports
+Job = tuple[dict[str, Any], list[int]]  # the descriptors of the standard streams and of the reports
 
 
 def main() -> None:
-    """Load the modules, fork for each request, and become what is asked for in the fork."""
+    """Load the modules, fork for each request, and run the requested module in the fork."""
     for name in _MODULES.split():
         import_module(name)
     gc.collect()
     gc.freeze()  # a fork need not look at what is here
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the watching ones
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         job = _serve(requests)
     if job is not None:
@@ -66,7 +66,7 @@ def _watch(reports: int) -> bool:
     pid = os.fork()
     if pid == 0:
         return False
-    os.setsid()  # signals of the terminal are not for us
+    os.setsid()  # so that the terminal's signals do not reach this process
     os.write(reports, b"%d\n" % pid)
     _, status = os.waitpid(pid, 0)
     os.write(reports, b"%d\n" % os.waitstatus_to_exitcode(status))
@@ -96,7 +96,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def _filter_warnings(option: str) -> None:
-    """Do what the interpreter does for `-W action::category`."""
+    """Do the same as the interpreter's `-W action::category`."""
     action, _, category = option.split(":")
     warnings.simplefilter(action, getattr(builtins, category))
 

@@ -1,4 +1,4 @@
-"""Environments that have the project as a team installs it: from the wheel, with the extras that it asks for."""
+"""Environments with the project installed as a team would: from the wheel, with chosen extras."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ sys.exit({function}())
 def build(directory: Path) -> Path:
     """Build the wheel into this directory, without the network; return it.
 
-    CDC_TEST_WHEEL names one that was built before: the oldest packages that we run with cannot build it.
+    CDC_TEST_WHEEL names one that was built earlier: the oldest supported packages cannot build it.
     """
     if given := os.environ.get("CDC_TEST_WHEEL"):
         return Path(given)
@@ -50,9 +50,9 @@ def build(directory: Path) -> Path:
 
 
 def environment_with(wheel: Path, home: Path, *, extras: Iterable[str] | None = None) -> Path:
-    """Make an environment with the wheel, and return its interpreter.
+    """Create an environment with the wheel, and return its interpreter.
 
-    The dependencies are those of this environment: all of them, or only the core's and those of these extras.
+    The dependencies are those of this environment: all, or only those of the core and of these extras.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / "bin" / "python"
@@ -60,7 +60,7 @@ def environment_with(wheel: Path, home: Path, *, extras: Iterable[str] | None = 
     with zipfile.ZipFile(wheel) as files:
         files.extractall(site)
     if extras is None:
-        # Of this environment's packages, but not of its link to the checkout, which stands in a .pth of its own.
+        # This environment's packages, without its link to the repository, which is in a separate .pth file.
         (site / "dependencies.pth").write_text("\n".join(_sites()))
     else:
         for path in _files_of(_closure(extras)):
@@ -70,18 +70,18 @@ def environment_with(wheel: Path, home: Path, *, extras: Iterable[str] | None = 
 
 
 def _sites() -> list[str]:
-    """Return where this environment has its packages: in more than one place in those of scripts/test-versions."""
+    """Return the package directories of this environment: more than one in those of scripts/test-versions."""
     return [path for path in sys.path if Path(path).name == "site-packages"]
 
 
 def site_of(python: Path) -> Path:
-    """Return where an environment has its packages."""
+    """Return the package directory of an environment."""
     (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
     return site
 
 
 def _closure(extras: Iterable[str]) -> set[str]:
-    """Return the distributions that the project needs with these extras, and what those need."""
+    """Return the distributions that the project needs with these extras, and their dependencies."""
     found: set[str] = set()
     open_: list[tuple[str, frozenset[str]]] = [(_PROJECT, frozenset(extras))]
     while open_:

@@ -126,7 +126,7 @@ def test_options_of_mysql(entry: dict[str, Any], options: dict[str, str]) -> Non
     [
         ("sqlite3", {}, "django.db.backends.sqlite3 has no log that the listener can read"),
         ("mysql", {"OPTIONS": {"ssl_mode": "REQUIRED"}}, "no certificate authority is named"),
-        ("mysql", {"USER": "", "OPTIONS": {"read_default_file": "/etc/my.cnf"}}, "in a file of MySQL's own"),
+        ("mysql", {"USER": "", "OPTIONS": {"read_default_file": "/etc/my.cnf"}}, "in a MySQL option file"),
         ("postgresql", {"NAME": ""}, "settings.DATABASES is improperly configured"),
     ],
     ids=["sqlite", "tls", "my.cnf", "no name"],
@@ -160,7 +160,7 @@ def test_the_schema_of_the_models(engine: str, entry: dict[str, Any], schema: st
 
 
 def test_an_alias_that_is_not_there_is_told_with_those_that_are() -> None:
-    with pytest.raises(SettingsError, match="CDC_DATABASE='lte' is no alias of DATABASES") as caught:
+    with pytest.raises(SettingsError, match="CDC_DATABASE='lte' is not an alias in DATABASES") as caught:
         watched_connection("lte")
     assert caught.value.hint == "Use one of: default."
 

@@ -289,7 +289,7 @@ def test_a_second_call_changes_nothing_and_may_not_ask_for_other_parts(app: Cele
     install(app, health=False)
     assert type(app) is kind
     assert parts_of(app) == Parts(health=False)
-    with pytest.raises(CDCError, match="already, with other parts") as told:
+    with pytest.raises(CDCError, match="already installed in the app shop, with other parts") as told:
         install(app)
     assert told.value.hint
 

@@ -23,7 +23,7 @@ def _app(*more: str) -> Celery:
 
 @pytest.mark.parametrize(
     ("prefix", "why"),
-    [("my team_", "not allowed"), ("cdc.", "no dot"), ("a" * 65, "too many"), ("q#", "not allowed")],
+    [("my team_", "not allowed"), ("cdc.", "not have a dot"), ("a" * 65, "too long"), ("q#", "not allowed")],
 )
 def test_a_prefix_that_makes_no_good_names_is_refused_in_words(
     monkeypatch: pytest.MonkeyPatch, prefix: str, why: str

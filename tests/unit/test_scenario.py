@@ -61,7 +61,7 @@ def test_a_cache_that_does_not_change_is_named() -> None:
 def test_a_message_that_comes_twice_is_an_error() -> None:
     twice = [message("New Ticket: Printer on fire")] * 2
 
-    with pytest.raises(ScenarioError, match=r"came twice, or to the wrong person: anna@example\.com"):
+    with pytest.raises(ScenarioError, match=r"arrived twice, or for the wrong person: anna@example\.com"):
         await_effects([TO_ANNA], RECEIVED, *twice)
 
 

@@ -92,7 +92,7 @@ def test_all_that_is_wrong_with_files_is_told_at_once_beside_other_mistakes(
     lines = str(caught.value).splitlines()
     assert lines[0] == "5 settings cannot be used:"
     for name, problem in {
-        "DATABASE_URL": "is empty. Write the value alone into it.",
+        "DATABASE_URL": "is empty. Write only the value into it.",
         "CACHE_URL": "is not UTF-8 text.",
         "CELERY_BROKER_URL": f"cannot be read: No such file or directory. It has to be a file that user {os.geteuid()}",
     }.items():

@@ -90,7 +90,7 @@ def test_a_name_that_was_never_observed_is_not_known() -> None:
         missing(only_later, 20, Log(x7=25), "id")
     assert missing(only_later, 20, Log(x7=15), "id") == {"new"}
     assert missing(only_later, 20, Log(x7=25), "id", "old") == set()  # that was it, and it was sent
-    with pytest.raises(UnknownDefinitionError, match="it is gone"):
+    with pytest.raises(UnknownDefinitionError, match="it no longer exists"):
         TableHistory().columns(20, Log())
 
 

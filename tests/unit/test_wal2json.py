@@ -228,10 +228,10 @@ def test_a_name_that_cannot_be_known_stops_the_listener() -> None:
     definitions.commits[7] = 0x1_0000_00C0
     definitions.end_of_log = 0x1_0000_00FF
     with pytest.raises(
-        SourceError, match=r"public.things were at 1/A0 cannot be known: new was altered since"
+        SourceError, match=r"columns of public.things at 1/A0 cannot be determined: new was altered since"
     ):
         decode(update(), definitions=definitions)
-    with pytest.raises(SourceError, match="it is gone"):
+    with pytest.raises(SourceError, match="it no longer exists"):
         decode(update(), definitions=Definitions())
 
 

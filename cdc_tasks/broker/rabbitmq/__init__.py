@@ -1,1 +1,1 @@
-"""kombu's RabbitMQ transport with time-outs, confirms, and queues of others left as they are."""
+"""kombu's RabbitMQ transport with time-outs and confirms; existing queues are not changed."""

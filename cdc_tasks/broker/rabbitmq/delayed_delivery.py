@@ -22,9 +22,9 @@ _FIRST = "celery_delayed_27"  # the exchange to which Celery sends such a messag
 
 
 def can_delay(app: Celery, where: Mapping[str, Any]) -> bool:
-    """Return whether Celery lets RabbitMQ keep a message for this place: `where` are options of `send_task_message`.
+    """Return whether RabbitMQ can keep a message until it is due; `where` are options of `send_task_message`.
 
-    Celery does with quorum queues, and with any exchange but a direct one.
+    Celery supports this with quorum queues, and with any exchange except a direct one.
     """
     try:
         from kombu.transport import native_delayed_delivery  # noqa: F401 - an older kombu has none
@@ -53,7 +53,7 @@ def delayed(where: Mapping[str, Any], seconds: int) -> dict[str, Any]:
 
 
 def bind_to_delays(app: Celery, connection: Any, queues: Iterable[Queue]) -> None:
-    """Make RabbitMQ's queues for delays, unless a worker has, and bind `queues` to where due messages go.
+    """Create RabbitMQ's delay queues, unless a worker has, and bind `queues` to the exchange for due messages.
 
     `connection` is an `amqp.Connection`.
     """

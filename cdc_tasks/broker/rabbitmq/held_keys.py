@@ -1,35 +1,36 @@
 """Keys that are held up on RabbitMQ: by a task that waits for its retry, or by a failed one; in the Redis of CACHE_URL.
 
-As long as no task of a key is retried or held, its messages are in RabbitMQ alone, in their partition, and nothing is
-here. A retry is another message: it leaves the partition, and comes back behind others of its key. So the key gets a
-record that names its task, before the retry is sent. The worker that takes from the partition puts what comes meanwhile
-for that key aside, here, and goes on with the other keys. When the named task has ended, the first message that was put
-aside is named, and is sent to the partition; then the next one, until none is left and the record is deleted.
+While no task of a key is retried or held, its messages are only in RabbitMQ, in their partition. A retry is another
+message: it leaves the partition, and comes back after others of its key. So before the retry is sent, the key gets a
+record that names its task. The worker that consumes from the partition sets later messages of the key aside, here, and
+continues with the other keys. When the named task has ended, the record names the first message that was set aside, and
+the message is sent to the partition. Then the next one follows, until none is left and the record is deleted.
 
     cdc:held-keys                 a hash: key, its record
-    cdc:held-keys:waiting:KEY     a sorted set: what was put aside, in the order of arrival
+    cdc:held-keys:waiting:KEY     a sorted set: messages that were set aside, in the order of arrival
     cdc:held-keys:number          the last number of an arrival
 
-A worker may die between sending a retry and acknowledging the try before. Then that try comes back and runs again, and
-when it has ended, the retry is noted here and dropped:
+A worker may die between sending a retry and acknowledging the attempt before it. Then that attempt is redelivered and
+runs again. When it has ended, the retry is recorded here and dropped:
 
-    cdc:held-keys:replaced:ID:N   there for an hour: retry N of this task is dropped
+    cdc:held-keys:replaced:ID:N   exists for an hour: retry N of this task is dropped
 
-So is a second copy of a retry that has ended: a process may die after it has sent one, and its worker sends another.
+A second copy of a retry that has ended is dropped too: a process may die after it has sent one, and its worker sends
+another.
 
-RabbitMQ does not answer an acknowledgement. If it dies, or the connection breaks, those on their way are lost, and it
-delivers the messages again, although their tasks have ended. So each partition has its last ended deliveries here, and
-the worker drops a redelivered message that is among them. A worker writes them in the step in which it looks at the
-next message's key, so before a later task of the same key begins:
+RabbitMQ does not answer an acknowledgement. If it dies, or the connection breaks, acknowledgements in transit are lost,
+and it redelivers the messages although their tasks have ended. So the last ended deliveries of each partition are
+stored here, and the worker drops a redelivered message that is among them. A worker writes them in the step in which it
+looks up the next message's key, so before a later task of the same key begins:
 
     cdc:held-keys:ended:QUEUE     a list of `delivery_of`, the last one first
 
 A partition has up to a hundred unacknowledged messages, and acknowledgements arrive in order. So the messages whose
 acknowledgement was lost are among the last hundred that have ended.
 
-A message that was put aside and is sent again has TURN_HEADER. It runs only if the key's record names it: a second copy
-does not run late. A message that was put aside is deleted here only when it has arrived in the partition again. Each
-step can be done twice: a worker that dies between two of them leaves nothing that is lost, or that waits forever.
+A message that was set aside and is sent again has TURN_HEADER. It runs only if the key's record names it, so a second
+copy does not run later. A message that was set aside is deleted here only after it has arrived in the partition again.
+Each step is idempotent: if a worker dies between two steps, no message is lost or waits forever.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ __all__ = [
     "waiting",
 ]
 
-TURN_HEADER: Final = "cdc_key_turn"  # there and true: the message was put aside before
+TURN_HEADER: Final = "cdc_key_turn"  # true: the message was set aside before
 
 State = Literal["retry", "held", "turn"]
 
@@ -78,10 +79,12 @@ _NUMBER: Final = "cdc:held-keys:number"
 _REPLACED: Final = "cdc:held-keys:replaced:"
 _ENDED: Final = "cdc:held-keys:ended:"
 _KEPT: Final = 3600  # seconds; longer than a retry waits
-_ENDED_KEPT: Final = 200  # deliveries of a partition: twice the number of messages that a worker holds of it
+_ENDED_KEPT: Final = (
+    200  # deliveries of a partition: twice the number of a worker's unacknowledged messages of it
+)
 
-# KEYS: the records, what waits; ARGV: the key, then what each says. MARK is what a step looks at: each new record has
-# another one.
+# KEYS: the records, the waiting messages; ARGV: the key, then as described for each script. A step compares the mark:
+# each new record has another one.
 
 _HOLD: Final = """
 local new, old = cjson.decode(ARGV[2]), redis.call('HGET', KEYS[1], ARGV[1])
@@ -165,32 +168,32 @@ return {{has_ended, redis.call('HGET', KEYS[1], ARGV[1])}}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The task that has a key now."""
+    """The task that owns a key now."""
 
     id: str
     task: str
     since: float  # Unix time
-    state: State  # "turn": it waited for the one before, and is in the partition or about to be sent there
+    state: State  # "turn": it waited for the previous one, and is in the partition or about to be sent there
     previous: str | None = None  # the id of the task before it
     is_sent: bool = True
-    retries: int = 0  # of the retry that was sent, or was about to be
-    mark: str  # a step is done only if the key's record still has it
+    retries: int = 0  # number of the retry that was sent or was about to be
+    mark: str  # a step is executed only if the key's record still has it
 
     @classmethod
     def read(cls, raw: bytes) -> Record:
-        """Return the record that Redis has."""
+        """Parse the record from Redis."""
         return cls(**json.loads(raw))
 
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A message that was put aside, as JSON."""
+    """A message that was set aside, as JSON."""
 
     text: str
 
     @classmethod
     def of(cls, message: Any) -> Aside:
-        """Return what to keep of a message as kombu has it."""
+        """Return the part of kombu's message that is kept."""
         body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
         headers = without_marks(message.headers)
         headers.pop("compression", None)  # kombu has unpacked the body
@@ -226,16 +229,16 @@ _PROPERTIES: Final = frozenset({"correlation_id", "reply_to", "priority"})
 
 
 def get(key: str) -> Record | None:
-    """Return the record of a key; None if the key is free. Raise CacheAwayError, as all of these do."""
+    """Return the record of a key; None if the key is free. All these functions raise CacheAwayError."""
     with cache.errors_translated():
         found: Any = cache.client().hget(_RECORDS, key)
     return None if found is None else Record.read(found)
 
 
 def delivery_of(headers: Mapping[str, Any]) -> str | None:
-    """Return what names a message among all that were sent: its task, the try, and the replay that it is of.
+    """Return a name that is unique among all sent messages: the task, the attempt, and the replay.
 
-    None: it is no task's.
+    None: it is not a task's message.
     """
     if not isinstance(headers.get("id"), str):
         return None
@@ -244,14 +247,14 @@ def delivery_of(headers: Mapping[str, Any]) -> str | None:
 
 
 def is_replay(headers: Mapping[str, Any]) -> bool:
-    """Return whether a person wants this task to run, although it may have ended before."""
+    """Return whether a person has replayed this task, so that it runs even if it has ended before."""
     return REPLAYED_HEADER in headers or REPLAY_HEADER in headers
 
 
 def look_up(
     key: str, queue: str, ended: Sequence[str], *, redelivered: str | None = None
 ) -> tuple[Record | None, bool]:
-    """Note what has ended in a partition; return the key's record, and whether a redelivered message has ended."""
+    """Record ended deliveries of a partition; return the key's record, and whether a redelivered message has ended."""
     if not ended and redelivered is None:
         return get(key), False
     with cache.errors_translated():
@@ -261,44 +264,44 @@ def look_up(
 
 
 def note_ended(queue: str, ended: Sequence[str]) -> None:
-    """Note what has ended in a partition."""
+    """Record ended deliveries of a partition."""
     if ended:
         look_up("", queue, ended)
 
 
 def hold(key: str, task_id: str, task: str, state: State, *, retries: int = 0) -> None:
-    """Let the key belong to this task until it has ended."""
+    """Make this task own the key until it has ended."""
     record = {"id": task_id, "task": task, "since": time(), "state": state, "retries": retries}
-    if retries:  # a replayed task begins to count again
+    if retries:  # a replayed task starts counting again
         with cache.errors_translated():
             cache.client().delete(f"{_REPLACED}{task_id}:{retries}")
     _run(_HOLD, key, json.dumps({**record, "mark": uuid4().hex}))
 
 
 def replace_retry(task_id: str, retries: int) -> None:
-    """Note that this retry is not to run any more: it has ended, or the try before it has run again."""
+    """Record that this retry must not run any more: it has ended, or the attempt before it has run again."""
     with cache.errors_translated():
         cache.client().set(f"{_REPLACED}{task_id}:{retries}", 1, ex=_KEPT)
 
 
 def is_replaced(task_id: str, retries: int) -> bool:
-    """Return whether this retry is not to run."""
+    """Return whether this retry must not run."""
     with cache.errors_translated():
         return bool(cache.client().exists(f"{_REPLACED}{task_id}:{retries}"))
 
 
 def put_aside(key: str, message: Any) -> bool:
-    """Keep a message until the task that has the key has ended; return False if the key is free, or its own."""
+    """Keep a message until the owner of the key has ended; return False if the key is free, or owned by it."""
     return bool(_run(_PUT_ASIDE, key, str(message.headers["id"]), Aside.of(message).text, more=(_NUMBER,)))
 
 
 def begin(key: str, record: Record) -> bool:
-    """Note that the task of the record has arrived; return False if the key has another record now."""
+    """Record that the task of the record has arrived; return False if the key has another record now."""
     return bool(_run(_BEGIN, key, record.mark))
 
 
 def release(key: str, record: Record) -> tuple[Record, Aside] | None:
-    """Note that the task of the record has ended; return what is to be sent now.
+    """Record that the task of the record has ended; return the message to send now.
 
     It does nothing if the key has another record now: the task is retried, or holds its key.
     """
@@ -307,7 +310,7 @@ def release(key: str, record: Record) -> tuple[Record, Aside] | None:
 
 
 def sent(key: str, record: Record) -> None:
-    """Note that RabbitMQ has the message of the record."""
+    """Record that RabbitMQ has the message of the record."""
     _run(_SENT, key, record.mark)
 
 
@@ -325,7 +328,7 @@ def every() -> Iterator[tuple[str, Record]]:
 
 
 def waiting(key: str, *, most: int = 1) -> tuple[int, list[Aside]]:
-    """Return how many messages were put aside for a key, and the first of them."""
+    """Return how many messages were set aside for a key, and the first of them."""
     with cache.errors_translated():
         number = int(cache.client().zcard(_WAITING + key))
         found: Any = cache.client().zrange(_WAITING + key, 0, most - 1)

@@ -1,4 +1,4 @@
-"""What a person asks of message groups on RabbitMQ, and lets go on: as `cdc_tasks/broker/redis/message_groups.py`."""
+"""Message groups on RabbitMQ, for people: the same methods as in `cdc_tasks/broker/redis/message_groups.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STATES: Final = {"retry": "queued", "turn": "queued", "held": "failed"}
 
 
 class PartitionedGroups:
-    """The keys that are held up; raises CacheAwayError, and kombu's errors where it sends."""
+    """The keys that are held up. Methods raise CacheAwayError, and kombu's errors if they send."""
 
     def __init__(self, connection: Any) -> None:
         """Use this connection to RabbitMQ."""
@@ -43,17 +43,17 @@ class PartitionedGroups:
         return [_held_up(key, record) for key, record in found[:most]]
 
     def of_key(self, key: str) -> HeldUp | None:
-        """Return what is known of a key; None if it is not held up."""
+        """Return the state of a key; None if it is not held up."""
         record = held_keys.get(key)
         return None if record is None else _held_up(key, record)
 
     def waiting(self, key: str, *, most: int) -> list[Waiting]:
-        """Return the first messages that were put aside for a key, in their order."""
+        """Return the first messages that were set aside for a key, in order."""
         _, found = held_keys.waiting(key, most=most)
         return [_waiting(json.loads(each.text)) for each in found]
 
     def skip(self, key: str, task_id: str) -> bool:
-        """Let a key go on without the task that holds it up; return False if another one does by now."""
+        """Let a key continue without the task that holds it up; return False if another task does by now."""
         record = held_keys.get(key)
         if record is None or record.id != task_id:
             return False
@@ -65,7 +65,7 @@ class PartitionedGroups:
         return True
 
     def let_go(self, key: str, task_id: str) -> bool:
-        """Let a key go on that this failed task holds; return whether it did."""
+        """Let a key continue that this failed task holds; return whether it did hold it."""
         record = held_keys.get(key)
         return record is not None and record.state == "held" and self.skip(key, task_id)
 

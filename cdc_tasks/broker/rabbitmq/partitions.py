@@ -1,8 +1,7 @@
-"""The queues for tasks with a key on RabbitMQ: each key belongs to one of them, which only one worker takes from.
+"""The queues for tasks with a key on RabbitMQ: each key belongs to one queue, which has one active worker.
 
-`x-single-active-consumer` (RabbitMQ manual, "Consumers"): of the consumers of such a queue one gets its messages, in
-their order. When its channel closes, what it has not acknowledged goes back to its place, and the next consumer begins
-there.
+`x-single-active-consumer` (RabbitMQ manual, "Consumers"): one of the consumers of such a queue gets its messages, in
+order. When its channel closes, its unacknowledged messages go back to their place, and the next consumer begins there.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ __all__ = [
 
 log = structlog.get_logger()
 
-KEYED: Final = "keyed"  # `queue_name(KEYED)` stands for all of them after Celery's -Q
+KEYED: Final = "keyed"  # `queue_name(KEYED)` represents all of them in Celery's -Q
 
 _ACTIVE: Final = "x-single-active-consumer"
-# RabbitMQ 4 drops a message that has come back twenty times. It comes back with each worker that ends, although no task
-# of it has begun; and a task that ends workers is given up before (`cdc_tasks/worker/poison.py`).
+# RabbitMQ 4 drops a message after twenty redeliveries. But each worker that stops causes one, even if the task has not
+# begun; and a task that kills workers becomes a dead letter earlier (`cdc_tasks/worker/poison.py`).
 _DELIVERY_LIMIT: Final = 1_000_000
 
 
 class KeyedQueue(Queue):
-    """A partition, or the queue whose consumers are counted. A worker may have to do without it."""
+    """A partition, or the queue whose consumers are counted. A worker may have to leave it out."""
 
     channel: Any  # the stubs leave out its connection
 
     def bind_to(self, *binding: Any, **options: Any) -> Any:
-        """Bind this queue to one more exchange, as delayed delivery does, unless there is no such queue."""
+        """Bind this queue to another exchange, as delayed delivery does, if the queue exists."""
         channel = options.get("channel") or self.channel  # kombu passes one when it declares an unbound queue
         if existing_queue(channel.connection, self.name) is None:
             return None
@@ -62,7 +61,7 @@ class KeyedQueue(Queue):
 
 
 class PartitionQueue(KeyedQueue):
-    """A partition. Another queue with a single active consumer may be an application's own."""
+    """A partition. Other queues with a single active consumer may belong to the application."""
 
 
 def partition_queues(
@@ -70,9 +69,10 @@ def partition_queues(
 ) -> list[Queue]:
     """Return the queues NAME_0, NAME_1, … for `count` partitions, after the queue NAME.
 
-    That one is for no messages. Each worker that takes from the partitions takes from it too. Its number of consumers
-    is that of these workers; of a partition RabbitMQ counts only the active consumer. Its type is `counted_type`: the
-    worker takes from it as from its other queues, and Celery before 5.5 cannot take from a quorum queue.
+    NAME has no messages. Each worker that consumes from the partitions also consumes from it, so its number of
+    consumers is the number of these workers: for a partition RabbitMQ counts only the active consumer. Its type is
+    `counted_type`: the worker consumes from it as from its other queues, and Celery before 5.5 cannot consume from a
+    quorum queue.
     """
     arguments = {"x-queue-type": "quorum", _ACTIVE: True, "x-delivery-limit": _DELIVERY_LIMIT}
     counted = KeyedQueue(name, exchange, routing_key=name, queue_arguments={"x-queue-type": counted_type})
@@ -92,10 +92,10 @@ def partitions_of(app: Celery) -> dict[str, Queue]:
 
 
 def added_partitions(app: Celery) -> list[Queue]:
-    """Return what `partition_queues` returns for an app of somebody else's with our parts; empty if it has none.
+    """Return the result of `partition_queues` for an application's own app with our parts; empty if it has none.
 
-    They are not among the app's queues: these say what its workers take from, and how its retries wait. The queue whose
-    consumers are counted is an ordinary one, so that each supported Celery can take from it.
+    They are not among the app's queues, because those define what its workers consume from, and how its retries wait.
+    The queue whose consumers are counted is an ordinary one, so that each supported Celery can consume from it.
     """
     if not is_foreign(app) or not asked_parts(app).has_partitions:
         return []
@@ -109,7 +109,7 @@ _added: WeakKeyDictionary[Celery, list[Queue]] = WeakKeyDictionary()
 
 def _keyed_of(app: Celery) -> list[Queue]:
     theirs = [queue for queue in app.amqp.queues.values() if is_keyed(queue)]
-    if theirs:  # their settings start from ours
+    if theirs:  # their settings import ours
         return theirs
     with app.connection_for_write() as connection:  # which does not connect
         if connection.transport.driver_type != "amqp":
@@ -117,7 +117,7 @@ def _keyed_of(app: Celery) -> list[Queue]:
     from cdc_tasks.settings import (
         BrokerSettings,
         load,
-    )  # it needs pydantic, which most workers of others do without
+    )  # it needs pydantic, which most other applications' workers do not use
 
     given = load(BrokerSettings, celery_broker_url="amqp://")  # the app has its own
     name = re.sub(r"[^a-zA-Z0-9_-]", "-", str(app.main or app.conf.task_default_queue))
@@ -127,20 +127,20 @@ def _keyed_of(app: Celery) -> list[Queue]:
 
 
 def log_refused(refused: Mapping[str, str]) -> None:
-    """Log which of these queues a worker does without, by name with what RabbitMQ said."""
+    """Log the queues that a worker leaves out; `refused` has their names with RabbitMQ's errors."""
     log.warning(
         "keyed_queues_not_ours",
         queues=list(refused),
         error=next(iter(refused.values())),
-        hint="If this worker is to run tasks with a key, grant it these queues or make them for it, "
-        "and restart it: docs/operating.md, Order by key on RabbitMQ.",
+        hint="If this worker should run tasks with a key, grant it these queues or create them, and restart it: "
+        "docs/operating.md, Order by key on RabbitMQ.",
     )
 
 
 def why_not_ours(connection: Any, queue: Queue) -> str | None:
-    """Make a queue of these, unless it exists; return what RabbitMQ says if this worker has to do without it.
+    """Create one of these queues if it is missing; return RabbitMQ's error if this worker has to leave it out.
 
-    `connection` is an `amqp.Connection`. Whether we may take from a partition is not asked here: we could become its
+    `connection` is an `amqp.Connection`. This does not try to consume from a partition: the worker could become its
     active consumer.
     """
     try:
@@ -167,7 +167,7 @@ def is_keyed(queue: Any) -> bool:
 
 
 def is_partition(queue: Any) -> bool:
-    """Return whether a queue is one of these."""
+    """Return whether a queue is a partition."""
     return isinstance(queue, PartitionQueue)
 
 
@@ -177,10 +177,10 @@ def partitions_in(queues: Mapping[str, Any]) -> list[str]:
 
 
 def counted_queue(partition: str) -> str:
-    """Return the queue whose consumers are the workers that take from this partition."""
+    """Return the queue whose consumers are the workers that consume from this partition."""
     return partition.rpartition("_")[0]
 
 
 def partition_for(key: str, names: Sequence[str]) -> str:
-    """Return the partition of a key. It is another one for most keys if the number of partitions changes."""
+    """Return the partition of a key. It changes for most keys if the number of partitions changes."""
     return names[crc32(key.encode(errors="surrogatepass")) % len(names)]

@@ -1,7 +1,7 @@
-"""Queues and exchanges of RabbitMQ: existing ones are used as they are, and only missing ones are made.
+"""Queues and exchanges of RabbitMQ: existing ones are used unchanged, and only missing ones are created.
 
-A worker asks RabbitMQ for some hundred of them when it starts, and each answer takes a while on a busy machine. So all
-such requests of a connection share a channel, which is opened once.
+A worker queries RabbitMQ for about a hundred of them when it starts, and each answer takes time on a busy machine. So
+all such requests of a connection share a channel, which is opened once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["bind_if_allowed", "existing_queue", "exists_exchange", "throw_away_c
 def throw_away_channel(connection: Any) -> Iterator[Any]:
     """Open a channel of an `amqp.Connection`, or of kombu's, for a request that RabbitMQ may refuse.
 
-    A refusal closes the channel. No consumer and no confirm is on this one. Closing it gives back what it has taken.
+    A refusal closes the channel. This one has no consumers and no confirms. Closing it requeues the messages that it
+    got.
     """
     channel = connection.channel()
     channel.is_closed_alone = True
@@ -34,10 +35,10 @@ def throw_away_channel(connection: Any) -> Iterator[Any]:
 
 @contextmanager
 def _asking_channel(connection: Any) -> Iterator[Any]:
-    """Lend the channel of an `amqp.Connection` for requests that RabbitMQ may refuse, and that leave nothing open.
+    """Yield the shared channel of an `amqp.Connection`, for requests that RabbitMQ may refuse.
 
-    After a refusal py-amqp opens the same channel again. After any other error an answer may still arrive, so the
-    channel is not used again.
+    The requests must leave nothing open. After a refusal py-amqp reopens the same channel. After any other error an
+    answer may still arrive, so the channel is not reused.
     """
     channel = getattr(connection, "cdc_asking", None)
     connection.cdc_asking = None
@@ -69,7 +70,7 @@ def exists_exchange(connection: Any, name: str) -> bool:
 def bind_if_allowed(connection: Any, *binding: Any, **options: Any) -> bool:
     """Bind a queue to an exchange; return False if the user lacks the permission.
 
-    Then an administrator who grants none is expected to have bound the queue.
+    In that case the administrator is expected to have bound the queue.
     """
     with suppress(AccessRefused), _asking_channel(connection) as channel:
         pyamqp.Channel.queue_bind(channel, *binding, **options)

@@ -1,14 +1,14 @@
-"""kombu's RabbitMQ transport, with a time-out for every wait; an alarm of the broker stops no worker.
+"""kombu's RabbitMQ transport with a time-out for every wait; an alarm of the broker does not stop a worker.
 
 kombu waits for a confirm forever, and each heartbeat restarts its time-outs. It waits in the worker's event loop, so a
 worker hangs if its broker does not answer.
 
-A worker that starts waits for some hundred answers on one connection, while its others are silent. If that takes longer
-than two heartbeats, RabbitMQ closes those, and the worker starts again. So each wait sends the heartbeats of all
-connections of its thread.
+At start-up a worker waits for about a hundred answers on one connection, while its other connections are silent. If
+that takes longer than two heartbeats, RabbitMQ closes these, and the worker starts again. So each wait sends the
+heartbeats of all connections of its thread.
 
 While RabbitMQ's memory or disk alarm is on, it does not read from connections that publish. A connection that never
-publishes goes on consuming: a worker publishes its events, replies and tasks on other connections.
+publishes continues to consume: a worker publishes its events, replies and tasks on other connections.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ log = structlog.get_logger()
 
 _CONFIRM_TIMEOUT: Final = 3.0  # seconds; RabbitMQ writes a message to disk much faster
 _ANSWER_TIMEOUT: Final = 10.0  # seconds; a new quorum queue takes the longest
-_CLOSE_TIMEOUT: Final = 1.0  # seconds; after them the connection is dropped anyway
-_BEAT: Final = 0.5  # seconds of a wait after which heartbeats are looked at
+_CLOSE_TIMEOUT: Final = 1.0  # seconds; then the connection is dropped anyway
+_BEAT: Final = 0.5  # seconds of a wait after which heartbeats are checked
 
-_connections: WeakSet[_Connection] = WeakSet()  # all that were opened, also before a fork
+_connections: WeakSet[_Connection] = WeakSet()  # all opened ones, also before a fork
 
 after_unblocked: list[Callable[[], None]] = []  # called when a connection of this process may publish again
 
 
 class _Waiting:
-    """A connection or a channel, with a time-out when it waits for an answer."""
+    """A connection or a channel with a time-out when it waits for an answer."""
 
     connection: Any  # the stubs leave out most of py-amqp
 
@@ -66,10 +66,10 @@ class _Channel(_Waiting, pyamqp.Channel):
     events: Any
 
     listener: Any = (
-        None  # is told which messages are acknowledged, and may put that off (`keyed_messages.py`)
+        None  # is called before messages are acknowledged, and may postpone that (`keyed_messages.py`)
     )
-    is_closed_alone = False  # its connection goes on without it
-    _sent = 0  # number of the last message that was sent, since confirms were selected
+    is_closed_alone = False  # its connection continues without it
+    _sent = 0  # number of the last sent message since confirms were selected
 
     def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> None:
         """Publish, and wait for the confirm, unless it is an event or remote control.
@@ -114,7 +114,7 @@ class _Channel(_Waiting, pyamqp.Channel):
             listener.given_back(delivery_tag)
 
     def queue_declare(self, queue: str = "", *args: Any, **options: Any) -> Any:
-        """Make a queue, unless it exists: then use it as it is. kombu passes options by name."""
+        """Create a queue if it is missing; an existing one is used unchanged. kombu passes options by name."""
         if queue and not options.get("passive") and not options.get("exclusive"):
             found = existing_queue(self.connection, queue)
             if found is not None:
@@ -122,13 +122,13 @@ class _Channel(_Waiting, pyamqp.Channel):
         return super().queue_declare(queue, *args, **options)
 
     def exchange_declare(self, exchange: str, *args: Any, **options: Any) -> Any:
-        """Make an exchange, unless it exists: then use it as it is."""
+        """Create an exchange if it is missing; an existing one is used unchanged."""
         if not options.get("passive") and exists_exchange(self.connection, exchange):
             return None
         return super().exchange_declare(exchange, *args, **options)
 
     def queue_bind(self, queue: str, *args: Any, **options: Any) -> Any:
-        """Bind a queue; if the user lacks the permission, expect it to be bound."""
+        """Bind a queue; if the user lacks the permission, assume that it is bound."""
         if not bind_if_allowed(self.connection, queue, *args, **options):
             log.info("binding_not_made", queue=queue, reason="The user lacks the permission.")
 
@@ -200,7 +200,7 @@ class _Connection(_Waiting, pyamqp.Connection):
     answer_by: float | None = None  # the deadline of the current wait for an answer
 
     def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """Connect, and note which thread may write to this connection."""
+        """Connect, and record which thread may write to this connection."""
         found = super().connect(*args, **kwargs)
         self._owner = os.getpid(), get_ident()
         self._beat_at = monotonic()
@@ -213,12 +213,12 @@ class _Connection(_Waiting, pyamqp.Connection):
         is_ours = self._owner == (os.getpid(), get_ident()) and self.connected and not self.is_blocked
         if is_ours and self.heartbeat and now - self._beat_at >= self.heartbeat / 2:
             self._beat_at = now
-            with suppress(OSError):  # who uses it finds out
+            with suppress(OSError):  # the next user of the connection gets the error
                 self.send_heartbeat()
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Read one method; raise TimeoutError after `timeout` seconds, even if heartbeats arrive."""
-        if self.answer_by is not None:  # messages may arrive all the time until the answer does
+        if self.answer_by is not None:  # messages may keep arriving until the answer does
             _send_heartbeats()
         now = monotonic()
         ends = [
@@ -229,7 +229,7 @@ class _Connection(_Waiting, pyamqp.Connection):
             return
         done = False
         while not done:
-            # A new connection is answered until it publishes.
+            # RabbitMQ answers a new connection until it publishes.
             if self.is_blocked and self.answer_by is not None:
                 raise TimeoutError("RabbitMQ does not read from this connection: its alarm is on.")
             left = max(0.0, min(ends) - monotonic())

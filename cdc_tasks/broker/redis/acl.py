@@ -1,7 +1,7 @@
 """The permissions that a Redis user needs, checked at start-up.
 
-Without the check, a missing permission would show in the middle of a task. So each command that is needed runs once, on
-keys made for the check or without changing anything. The result names the `ACL SETUSER` that grants what was refused.
+Without this check, a missing permission would only show in the middle of a task. So each needed command runs once, on
+keys of the check or without changing anything. The result has the `ACL SETUSER` that grants the refused permissions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def missing_for_listener(client: redis.Redis, queues: Iterable[str], *, prefix: 
         *_of_keys(own),
         _Probe(("EVAL", "return redis.call('HINCRBY', KEYS[1], 'a', 1)", 1, f"{own}:3")),
         *_of_message_groups(own),
-        _Probe(("LREM", own, 0, "y")),  # a command of a person's that was done
+        _Probe(("LREM", own, 0, "y")),  # a person's command that was done
         _Probe(("LTRIM", own, 0, -1)),
         _Probe(("WATCH", own)),
         _Probe(("UNWATCH",)),

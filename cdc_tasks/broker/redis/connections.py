@@ -1,8 +1,8 @@
 """Few connections to a Redis broker: all channels of a process share one pool for their commands.
 
 kombu gives each channel two pools, one for commands and one for connections that the event loop watches. It opens a
-connection in the second pool only to see whether Redis answers. A worker has half a dozen channels over several kombu
-connections, and most of them send something only now and then. Here they mostly share one connection. Only a channel
+connection in the second pool only to check whether Redis answers. A worker has half a dozen channels over several kombu
+connections, and most of them send something only occasionally. Here they mostly share one connection. Only a channel
 that waits for messages has its own connections.
 """
 
@@ -15,7 +15,7 @@ import redis
 
 __all__ = ["SharedConnections"]
 
-# Seconds. The connections that wait for messages need no PING: if an answer is overdue, all connections are made again
+# Seconds. The connections that wait for messages need no PING: if an answer is overdue, all connections are reopened
 # (`silent_connections.py`). The PING is for the connection of remote control, which may get no message for days.
 _PING_WATCHED: Final = 20
 
@@ -25,7 +25,7 @@ _users: WeakKeyDictionary[redis.ConnectionPool, WeakSet[Any]] = WeakKeyDictionar
 
 
 class SharedConnections:
-    """A mixin, before kombu's channel in a class's bases."""
+    """A mixin, before kombu's channel among a class's bases."""
 
     connection: Any
     _pool: Any
@@ -36,7 +36,7 @@ class SharedConnections:
         self.__dict__.pop("client", None)  # the client that kombu checked, see `_create_client`
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's
-        # Before a channel is registered, kombu only checks whether Redis answers: a connection for commands will do.
+        # Before a channel is registered, kombu only checks whether Redis answers: a connection for commands is enough.
         return super()._create_client(asynchronous=asynchronous and self._registered)  # type: ignore[misc]
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's
@@ -51,8 +51,8 @@ class SharedConnections:
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002  # kombu's
         parameters: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
         if interval := parameters.get("health_check_interval"):
-            # A worker sends something every few seconds, which checks the connection as well as a PING. One second more
-            # than that interval avoids a PING before each.
+            # A worker sends something every few seconds, which checks the connection like a PING. One second more than
+            # that interval avoids a PING before each command.
             parameters["health_check_interval"] = (
                 max(interval, _PING_WATCHED) if asynchronous else interval + 1
             )

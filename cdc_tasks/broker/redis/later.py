@@ -1,4 +1,4 @@
-"""Messages that are due later wait in Redis, and not in a worker.
+"""Messages that are due later wait in Redis, not in a worker.
 
 Celery's worker takes a message with an ETA like any other and keeps it, with a timer, until it is due. So all such
 messages end up in one worker's memory. Our worker keeps only messages that are due soon, and a limited number of them
@@ -7,12 +7,12 @@ same script removes it from the worker's unacknowledged messages. `cdc:later` ha
 first message is due.
 
 Any worker moves due messages to the consumers' end of their list, in order. It looks for them when it checks the
-leases, and when the next message is due. It moves a limited number at a time. A later batch goes behind the messages of
-the earlier ones that are still in the list.
+leases, and when the next message is due. It moves a limited number at a time. A later batch goes after the messages of
+earlier batches that are still in the list.
 
-The time that a message still has to wait is measured with a clock in Redis that ignores steps and that goes on while
-nobody reads it (PASSED in `cdc_tasks/broker/clock.py`). A message with a countdown is due when it is moved back. A
-message with only an ETA is due by the clock of the worker that gets it.
+The remaining time is measured with a clock in Redis that ignores steps and that continues while no one reads it (PASSED
+in `cdc_tasks/broker/clock.py`). A message with a countdown is due when it is moved back. A message with only an ETA is
+due by the clock of the worker that gets it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ KEEP_SECONDS: Final = 60.0  # a worker keeps messages that are due within this t
 KEEP_MESSAGES: Final = 500
 KEEP_BYTES: Final = 100_000  # of each message
 
-_MAX_MOVED: Final = 1000  # messages that were moved and that no worker has taken yet
+_MAX_MOVED: Final = 1000  # moved messages that no worker has taken yet
 _AGAIN: Final = 0.25  # seconds between two looks while messages are due
 _JITTER: Final = 250  # milliseconds between two clocks that are ignored
 
 logger = get_logger(__name__)
 
-# In each script below a full Redis allows the first command that writes; it then allows all the others.
+# In each script below, the first writing command is one that a full Redis allows; then it allows all the others.
 
 # KEYS: unacked, its index, LATER, the list's sorted set, the clock; ARGV: the delivery tag, the list, the message, when
 # it is due by the caller's estimate of the clock, in how many milliseconds it is due, milliseconds since the caller's
@@ -137,7 +137,7 @@ def waiting(client: redis.Redis, prefix: str, separator: str) -> dict[str, int]:
 
 
 class _Looks:
-    """When this process last read the clock in Redis: an upper limit for the time since any worker's last reading."""
+    """When this process last read the clock in Redis: an upper limit for the time since any worker last read it."""
 
     def __init__(self) -> None:
         self._last: float | None = None
@@ -149,11 +149,11 @@ class _Looks:
         self._last = at
 
 
-_looks = _Looks()  # outlives channels: all of them close at a failover, maybe to a machine with another clock
+_looks = _Looks()  # not per channel: all channels close at a failover, maybe to a machine with another clock
 
 
 class Later:
-    """One channel's access to the messages that wait."""
+    """One channel's access to the waiting messages."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -163,7 +163,7 @@ class Later:
         self._is_closed = False
 
     def put(self, message: Any, due: datetime) -> bool:
-        """Let a message wait that this worker has just taken; return False if Redis refuses it."""
+        """Make a message wait that this worker has just taken; return False if Redis refuses it."""
         now = round(time() * 1000)
         due_ms = round(due.timestamp() * 1000)
         tag, place = message.delivery_tag, self._prefixed(self._place(message))
@@ -174,11 +174,13 @@ class Later:
             answer = self._run(_PUT, keys, [tag, place, text, planned, due_ms - now])
         except redis.ResponseError as error:
             logger.warning(
-                "Redis does not take a message that is due later, so this worker keeps it: %s", error
+                "Redis does not accept a message that is due later, so this worker keeps it: %s", error
             )
             return False
         virtual.QoS.ack(self._channel.qos, tag)
-        if answer is not None:  # else this worker was paused past its lease, and others have the message
+        if (
+            answer is not None
+        ):  # None: this worker was paused longer than its lease, and others have the message
             self._follow(int(answer) - now)
             self._look_in((due_ms - now) / 1000)
         return True
@@ -209,7 +211,7 @@ class Later:
         return number
 
     def close(self) -> None:
-        """Stop the timer for good."""
+        """Stop the timer permanently."""
         self._is_closed = True
         self._stop_timer()
 
@@ -227,7 +229,7 @@ class Later:
             logger.warning("messages that are due cannot go to their queue now: %s", error)
 
     def _follow(self, offset: int) -> None:
-        """Set the offset only if it is off by more than the jitter, so that messages with one ETA keep their order."""
+        """Change the offset only if it is off by more than the jitter, so that messages with equal ETAs keep order."""
         if self._offset is None or abs(offset - self._offset) > _JITTER:
             self._offset = offset
 

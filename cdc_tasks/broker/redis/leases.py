@@ -1,4 +1,4 @@
-"""Which leases have expired, without comparing two machines' clocks.
+"""Finds expired leases without comparing two machines' clocks.
 
 A worker increments its counter while it has unacknowledged messages. An observer reads all counters every few seconds
 and adds up, by its own monotonic clock, how long each has not changed. So steps of Redis' or a machine's clock have no

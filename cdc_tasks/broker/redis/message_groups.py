@@ -1,26 +1,27 @@
-"""Message groups on a Redis broker: of each key one message is handed out, and the others wait in Redis.
+"""Message groups on a Redis broker: for each key one message is handed out, and the others wait in Redis.
 
 A message with a key (`cdc_tasks/routing/message_groups.py`) goes into its queue only if no other message has its key.
-It then owns the key: in its queue, in a worker's hands, waiting for its retry or its countdown, and restored after its
-worker has died. What comes meanwhile for the same key, for whichever queue, waits in the order of sending. The script
-that acknowledges the owner puts the next message into its queue, so no worker waits or looks. A task that gives up and
-has HOLD_HEADER leaves its key with itself as owner, until a person decides.
+It then owns the key: in its queue, in a worker, while it waits for its retry or its countdown, and when it is restored
+after its worker has died. Later messages of the same key, for any queue, wait in the order of sending. The script that
+acknowledges the owner puts the next message into its queue, so no worker has to wait or poll. A task that gives up and
+has HOLD_HEADER stays the owner of its key until a person decides.
 
     cdc:keys                a hash: key, its owner as JSON: [delivery tag, task id, task, since, "held" or nothing]
-    cdc:keys:waiting:KEY    a list of what waits, the next one first: each is its list, a line feed and the message
-    cdc:keys:ranked:KEY     a sorted set of what waits behind these, by RANK_HEADER and then by a number
-    cdc:keys:held-up        a set: the keys for which something waits, and those that a failed task holds
+    cdc:keys:waiting:KEY    a list of waiting messages, next one first: each is its list, a line feed and the message
+    cdc:keys:ranked:KEY     a sorted set of messages that wait after these, by RANK_HEADER and then by a number
+    cdc:keys:held-up        a set: the keys for which messages wait, and those that a failed task holds
     cdc:keys:lengths        a hash: list, how many messages wait for it
-    cdc:keys:next:LIST      a list: messages whose turn has come, and that would else wait for the whole queue again
+    cdc:keys:next:LIST      a list: messages that are next, and that would otherwise wait for the whole queue again
     cdc:keys:replaced       a hash: the delivery tags of messages that a retry has replaced, until they are acknowledged
     cdc:keys:number         the last number of a message with a rank
 
-A retry is another message with the same task id: it takes the key over from the message that it replaces. If that comes
-back, because its worker died after it had sent the retry, it is dropped. So is a second copy of the retry, which kombu
-sends if the answer to the first was lost; REPLACED_HEADER says which message both replace.
+A retry is another message with the same task id: it takes over the key from the message that it replaces. If that
+message is restored, because its worker died after it had sent the retry, it is dropped. A second copy of the retry,
+which kombu sends if the answer to the first was lost, is dropped too: REPLACED_HEADER names the message that both
+replace.
 
-A sender with kombu's own transport puts messages with a key straight into the queue. The script that hands messages out
-checks each, and lets it wait if its key has another owner.
+A sender with kombu's own transport puts messages with a key directly into the queue. The script that hands messages out
+checks each, and makes it wait if its key has another owner.
 """
 
 from __future__ import annotations
@@ -201,10 +202,10 @@ end
 #   - of each busy key with more than one message: the number of the key, how many messages
 #   - of each free key with more than one message: the number of the key, how many behind the first
 #   - of each list: how many of the messages that were put behind others wait for it
-# The listener sends it behind the messages, in the step with its checkpoint. If the keys are as they were, all messages
-# are in their places already: the first one of a free key in its list, all others at the end of what waits for their
-# key. So the script looks, in as few calls as it can, which keys are not as they were, and puts the messages of those
-# right. It reads a message only if that may have the owner's task id: then it takes the owner's place.
+# The listener sends it after the messages, in the step with its checkpoint. If the keys have not changed, all messages
+# are already in their places: the first one of a free key in its list, all others at the end of those that wait for
+# their key. So the script finds, in as few calls as possible, the keys that have changed, and corrects the places of
+# their messages. It reads a message only if it may have the owner's task id: then it takes the owner's place.
 ADMIT: Final = f"""
 local P = ARGV[1]
 {_ADMITTING}
@@ -349,7 +350,7 @@ return 0
 
 
 class _Script:
-    """A script that is sent by its digest, and whole if Redis does not know it."""
+    """A script that is sent by its digest, or in full if Redis does not have it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -375,7 +376,7 @@ return 0
 """)
 
 # KEYS: unacked, its index; ARGV: the prefix, the delivery tag, the key, whether it is held, the queues at which this
-# worker looks right after this script, each between two line feeds: then no other one has to be woken up
+# worker looks right after this script, each between two line feeds: then no other worker has to be woken up
 _RELEASE: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
@@ -464,7 +465,7 @@ if owner and owner[5] then redis.call('SADD', HELD_UP, key) end
 return {{#entries, number}}
 """)
 
-# ARGV: the prefix, the key, the task id of its owner, whether only a failed task may be let go
+# ARGV: the prefix, the key, the task id of its owner, whether only a failed task may lose the key
 _SKIP: Final = _Script(f"""
 local P = ARGV[1]
 {GROUPS}
@@ -486,12 +487,12 @@ def held_up_key(prefix: str) -> str:
 
 
 def waiting_list(prefix: str, key: str) -> str:
-    """Return the key of the list with what waits for this one."""
+    """Return the key of the list with the messages that wait for this key."""
     return f"{prefix}{_WAITING}{key}"
 
 
 def next_list(place: str) -> str:
-    """Return the list with the messages of this list whose turn has come."""
+    """Return the list with the messages of this list that are next."""
     return f"cdc:keys:next:{place}"
 
 
@@ -513,7 +514,7 @@ class Keyed(NamedTuple):
 def release_command(
     unacked: str, index: str, prefix: str, keyed: Keyed, *, is_known: bool, asked: str = ""
 ) -> list[Any]:
-    """Return the command that acknowledges a message, and hands out the next one of its key, or holds that.
+    """Return the command that acknowledges a message, and hands out the next one of its key or holds the key.
 
     It may be repeated. `unacked` and `index` have the prefix. `is_known`: Redis has the script. `asked`: the queues at
     which a claim looks right after it, with the prefix, each between two line feeds.
@@ -542,7 +543,7 @@ class Waiting(NamedTuple):
 
 
 class MessageGroups:
-    """The message groups of a broker: what a channel's transport needs, and what a person asks."""
+    """The message groups of a broker: methods for a channel's transport, and queries for people."""
 
     def __init__(self, client: redis.Redis, prefix: str = "") -> None:
         """`client` adds no prefix by itself."""
@@ -550,7 +551,7 @@ class MessageGroups:
         self._prefix = prefix
 
     def put(self, *puts: tuple[str, str]) -> None:
-        """Put each (list, message), with a key, into its list, or let it wait; raise redis-py's errors.
+        """Put each (list, message), with a key, into its list, or make it wait; raise redis-py's errors.
 
         All go in one step, in this order.
         """
@@ -627,7 +628,7 @@ class MessageGroups:
         return [each for each in found if each is not None]
 
     def of_key(self, key: str) -> HeldUp | None:
-        """Return what is known of a key, None if no message has it."""
+        """Return the state of a key; None if no message has it."""
         record: Any = self._client.hget(self._prefixed(_OWNERS), key)
         if record is None:
             return None
@@ -642,7 +643,7 @@ class MessageGroups:
         )
 
     def waiting(self, key: str, *, most: int) -> list[Waiting]:
-        """Return the first messages that wait for a key, in their order."""
+        """Return the first messages that wait for a key, in order."""
         pipe = self._client.pipeline()
         pipe.lrange(self._prefixed(f"{_WAITING}{key}"), 0, most - 1)
         pipe.zrange(self._prefixed(f"{_RANKED}{key}"), 0, most - 1)
@@ -657,12 +658,12 @@ class MessageGroups:
         return sum(pipe.execute())
 
     def skip(self, key: str, task_id: str) -> bool:
-        """Let a key go on without the task that owns it; return False if it has another owner by now."""
+        """Let a key continue without the task that owns it; return False if it has another owner by now."""
         arguments = [self._prefix, key, task_id, 0]
         return bool(_SKIP(self._client, [self._prefixed(_OWNERS)], arguments))
 
     def let_go(self, key: str, task_id: str) -> bool:
-        """Let a key go on that this failed task holds; return whether it did."""
+        """Let a key continue that this failed task holds; return whether it did hold it."""
         arguments = [self._prefix, key, task_id, 1]
         return bool(_SKIP(self._client, [self._prefixed(_OWNERS)], arguments))
 

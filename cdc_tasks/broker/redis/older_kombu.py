@@ -1,6 +1,6 @@
-"""What kombu before 5.7 does not do for its Redis transport, so that ours works with kombu 5.3.4 and later.
+"""Parts that kombu's Redis transport lacks before 5.7, so that ours works with kombu 5.3.4 and later.
 
-The classes come last in the bases of ours: where kombu has a method of that name, kombu's is used.
+The classes come last among the bases of ours: if kombu has a method of the same name, kombu's is used.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class PollerParts:
 
 
 def register_older_timers(transport: Any, connection: Any, loop: Any) -> list[Any]:
-    """Start what kombu 5.7 starts in the worker's event loop; return the timers.
+    """Start the timers that kombu 5.7 starts in the worker's event loop; return them.
 
-    A connection that was closed is forgotten alone. Older ones stop the whole poll and count on Celery to reconnect,
-    which does not happen when we close a silent connection.
+    Only the closed connection is removed. Older versions stop the whole poll and rely on Celery to reconnect, which
+    does not happen when we close a silent connection.
     """
     options, cycle = connection.client.transport_options, transport.cycle
     cycle._on_connection_disconnect = partial(_forget, cycle, loop)  # noqa: SLF001  # kombu sets it so

@@ -1,4 +1,4 @@
-"""Messages with a key that a task sends together: one step in Redis, and not one for each."""
+"""Messages with a key that a task sends together: one step in Redis for all of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _collected: ContextVar[list[_Put] | None] = ContextVar("cdc_tasks_sent_together"
 
 @contextmanager
 def sent_together() -> Iterator[None]:
-    """Send the messages with a key that this thread sends in the block at its end, in their order.
+    """Collect the messages with a key that this thread sends in the block; send them at its end, in order.
 
-    If the block raises an error, it sends none of them. On other brokers than Redis it changes nothing. Raises kombu's
-    OperationalError if Redis does not take them; then nobody knows whether it did.
+    If the block raises an error, none of them is sent. On brokers other than Redis this changes nothing. Raises kombu's
+    OperationalError if Redis does not confirm them; then it is unknown whether they were sent.
     """
     puts: list[_Put] = []
     token = _collected.set(puts)

@@ -17,7 +17,7 @@ _channels: WeakSet[Liveness] = WeakSet()
 
 
 def reconnect_all() -> None:
-    """Make every channel of this process reconnect before it sends anything else; any thread may call it."""
+    """Make every channel of this process reconnect before it sends anything else; may be called in any thread."""
     for channel in list(_channels):
         channel.must_reconnect = True
         for pool in (channel._pool, channel._async_pool):  # noqa: SLF001  # a mixin of the same class
@@ -26,7 +26,7 @@ def reconnect_all() -> None:
 
 
 class Liveness:
-    """A mixin, before kombu's channel in a class's bases: reconnects when another channel has met a time-out."""
+    """A mixin, before kombu's channel among a class's bases: reconnects when another channel had a time-out."""
 
     connection: Any
     _pool: Any
@@ -44,7 +44,7 @@ class Liveness:
         return parameters
 
     def reconnect_if_told(self) -> None:
-        """Close the connections that the event loop watches, if `reconnect_all` was called; it then opens new ones."""
+        """If `reconnect_all` was called, close the connections that the event loop watches; it opens new ones."""
         if self.must_reconnect:
             self.must_reconnect = False
             watched = list(self.connection.cycle._chan_to_sock)  # noqa: SLF001  # kombu has no other list
@@ -54,7 +54,7 @@ class Liveness:
 
 
 class _ReportsTimeouts:
-    """A mixin, before redis-py's connection in a class's bases."""
+    """A mixin, before redis-py's connection among a class's bases."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:

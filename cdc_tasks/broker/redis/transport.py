@@ -1,4 +1,4 @@
-"""kombu's Redis transport, made safe: a dead worker loses no message, and its messages come back soon.
+"""kombu's Redis transport, made safe: a dead worker loses no message, and its messages are soon delivered again.
 
 kombu takes a message off its queue (BRPOP) and writes it to `unacked` a moment later. The message is lost if the worker
 is killed or the connection breaks in between. Here one script does both, so a message is always in a queue or in
@@ -97,7 +97,7 @@ end
 return looked_at > 0 and {{-1}}
 """
 
-_MAX_CLAIMS: Final = 16  # in a round: a worker with more free processes goes on in the next one
+_MAX_CLAIMS: Final = 16  # in a round: a worker with more free processes continues in the next one
 
 
 class _Place(NamedTuple):
@@ -116,7 +116,7 @@ class _Claim(NamedTuple):
 
 
 class _Sent(NamedTuple):
-    """What was sent in one packet, whose answers come together."""
+    """Commands that were sent in one packet, so that the answers come together."""
 
     acknowledgements: Acknowledgements
     claims: list[_Claim]  # empty: EXISTS was sent
@@ -126,7 +126,7 @@ _CLAIM_SHA: Final = hashlib.sha1(_CLAIM.encode()).hexdigest()  # noqa: S324  # w
 
 
 class _ClaimingChannel:
-    """A mixin, before kombu's channel in a class's bases: how it takes a message from a queue."""
+    """A mixin, before kombu's channel among a class's bases: takes messages from queues."""
 
     QoS: Any = QoS
     max_connections = 200  # an upper limit: there is one for each queue
@@ -167,7 +167,7 @@ class _ClaimingChannel:
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002
         """Send a claim for each free process; if the last one found nothing, wait for a wake-up instead.
 
-        Now and then look nevertheless. Acknowledgements go along.
+        Every few seconds, look anyway. Acknowledgements are sent with it.
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
@@ -188,7 +188,7 @@ class _ClaimingChannel:
         self._sent = _Sent(acknowledgements, claims)
 
     def acknowledge_rest(self: Any) -> None:
-        """Send the acknowledgements of which no claim is on its way that the next one would follow."""
+        """Send the acknowledgements, unless a claim is pending whose successor will take them along."""
         if not (self._in_poll and self.qos.can_consume()):
             self.qos.acknowledge_now()
 
@@ -199,7 +199,7 @@ class _ClaimingChannel:
     def _places(self: Any, queues: list[str], *, due_first: bool = True) -> list[_Place]:
         """Return all lists that may have a message, in the order in which to look.
 
-        `due_first`: first those with the messages whose turn has come, and then the queues themselves.
+        `due_first`: first the lists with messages that are next, then the queues themselves.
         """
         inboxes = [_Place(inbox_key(self.lease, queue), queue) for queue in queues]
         due = [_Place(next_list(f"{self.global_keyprefix}{queue}"), queue) for queue in queues]
@@ -220,7 +220,7 @@ class _ClaimingChannel:
         return [self._claim([*queues[turn:], *queues[:turn]]) for turn in turns]
 
     def _claim(self: Any, queues: list[str]) -> _Claim:
-        """Return a claim; messages whose turn has come go first in every other one, so that neither kind starves."""
+        """Return a claim. Messages that are next come first in every second claim, so that neither kind starves."""
         self._number_of_claims += 1
         due_first = self._number_of_claims % 2 == 1
         key = (*queues, self.script_is_known, due_first)
@@ -250,7 +250,7 @@ class _ClaimingChannel:
             self._flush_brpop_reauth()
 
     def _read_claimed(self: Any) -> list[tuple[list[_Place], Any]]:
-        """Return the answers with a message, each with the lists that were asked."""
+        """Return the answers with a message, each with the lists that were queried."""
         sent: _Sent = self._sent
         number = len(sent.acknowledgements.commands)
         answers = self._read_answers(number + max(len(sent.claims), 1))
@@ -266,7 +266,7 @@ class _ClaimingChannel:
         ]
 
     def _read_answers(self: Any, number: int) -> list[Any]:
-        """Read all answers before any of them has an effect; raise the first error that Redis has answered."""
+        """Read all answers before any of them has an effect; raise the first error among them."""
         connection = self.client.connection
         try:
             answers = [_read(connection) for _ in range(number)]
@@ -298,7 +298,7 @@ class _ClaimingChannel:
         return message
 
     def _keep_malformed(self: Any, content: bytes, queue: str, tag: str, *, reason: str) -> None:
-        """Keep a malformed message as a dead letter; if that fails now, it comes back when its lease expires."""
+        """Keep a malformed message as a dead letter; if that fails, it is restored when its lease expires."""
         try:
             keep_malformed(content, reason=reason, queue=queue)
         except CacheAwayError as away:
@@ -322,7 +322,7 @@ class _ClaimingChannel:
         return [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
 
     def _put(self: Any, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """Put a message into its queue; one with a key waits if its key is not free."""
+        """Put a message into its queue; a message with a key waits if the key is not free."""
         if key_in(message) is None or kwargs.get("_publish_batch") is not None:
             super()._put(queue, message, **kwargs)  # type: ignore[misc]
             return
@@ -341,7 +341,7 @@ class _ClaimingChannel:
         return MessageGroups(redis.Redis(connection_pool=self.pool), self.global_keyprefix)
 
     def _purge(self: Any, queue: str) -> int:
-        """Delete the messages in the queue, and those that wait for it; the keys of these messages are free then."""
+        """Delete the messages in the queue, and those that wait for it; this frees the keys of these messages."""
         waiting = int(self.later.drop(queue))
         purged: int = self.groups.purge(self._q_for_pri(queue, step) for step in self.priority_steps)
         return purged + waiting
@@ -365,11 +365,11 @@ class _ClaimingChannel:
         try:
             self.qos.renew()
         except self.connection_errors:
-            logger.debug("the lease was not renewed; the worker tries again", exc_info=True)
+            logger.debug("the lease was not renewed; the worker retries", exc_info=True)
 
 
 def _read(connection: Any) -> Any:
-    """Return the next answer, also one that is an error; raise connection errors."""
+    """Return the next answer, even an error; raise connection errors."""
     try:
         return connection.read_response()
     except ResponseError as error:
@@ -403,7 +403,7 @@ class SentinelChannel(
 
 
 class _RenewingTransport:
-    """A mixin, before kombu's transport in a class's bases: what a worker does every few seconds."""
+    """A mixin, before kombu's transport among a class's bases: a worker's work every few seconds."""
 
     _timers: tuple[Any, ...] = ()
     loop: Any = None  # the worker's event loop

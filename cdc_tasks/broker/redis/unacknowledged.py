@@ -1,4 +1,4 @@
-"""A worker's unacknowledged messages on a Redis broker, and how those of a dead worker come back.
+"""A worker's unacknowledged messages on a Redis broker, and the restoring of a dead worker's messages.
 
 Each channel that takes messages has a lease with a NAME. `cdc:unacked:NAME` has its unacknowledged messages by their
 delivery tags, and `cdc:unacked_index:NAME` has the tags in the order in which the messages were taken. `cdc:leases` has
@@ -7,7 +7,8 @@ channel has unacknowledged messages.
 
 For each queue at which a channel waits it has an inbox, `cdc:inbox:NAME:QUEUE`, which has its own lease, `NAME QUEUE`.
 That lease is renewed right before each wait, so no message arrives in an inbox without a lease. A channel that closes
-in order does not delete the leases of its inboxes, since a message may still arrive. Other workers do when they expire.
+in order does not delete the leases of its inboxes, because a message may still arrive. Other workers delete them when
+they expire.
 
 The keys of kombu's own transport (`unacked`, …) belong to other applications' workers, and we do not touch them.
 """
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["LEASES", "MADE_UP_TAG", "Acknowledgements", "QoS", "index_key", "unacked_key"]
 
 LEASES: Final = "cdc:leases"
-MADE_UP_TAG: Final = "malformed-"  # the beginning of the tag of a message without kombu's envelope
+MADE_UP_TAG: Final = "malformed-"  # prefix of the tag of a message without kombu's envelope
 _AT_ONCE: Final = 1000  # messages in a command
 _KEPT: Final = 300  # seconds until the lists of an unfinished sweep expire
 
@@ -60,7 +61,7 @@ end
 
 # KEYS: leases, unacked, its index, then pairs of a list and its queue: first the inboxes, whose messages are newer than
 # those that were taken, then the lists of messages that go back
-# ARGV: the lease, its counter as it was read, how many unacknowledged messages it had then, the index in KEYS of the
+# ARGV: the lease, the counter that was read, how many unacknowledged messages it had then, the index in KEYS of the
 # first list after the inboxes
 # A script that fails is not rolled back: so it first checks everything that could fail.
 _GIVE_BACK = f"""{_MOVE}
@@ -82,7 +83,7 @@ redis.call('HDEL', KEYS[1], ARGV[1])
 return 1
 """
 
-# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, its counter as it was read, empty if the lease goes on
+# KEYS: an inbox, its queue, leases; ARGV: the inbox's lease, the counter that was read, empty if the lease continues
 _EMPTY_INBOX = f"""{_MOVE}
 if ARGV[2] ~= '' then
     if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -129,8 +130,8 @@ class QoS(kombu_redis.QoS):
     _remove_from_indices: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._acknowledged: dict[str, None] = {}  # delivery tags that Redis is not known to have deleted
-        self._keyed: dict[str, Keyed] = {}  # the same of messages with a key
+        self._acknowledged: dict[str, None] = {}  # delivery tags whose deletion Redis has not confirmed
+        self._keyed: dict[str, Keyed] = {}  # the same for messages with a key
         super().__init__(*args, **kwargs)
         self._swept_at = float("-inf")
         self._held: set[str] = set()  # delivery tags: these keep their key when they are acknowledged
@@ -138,7 +139,7 @@ class QoS(kombu_redis.QoS):
         self._observer = Observer(timeout=self.visibility_timeout, longest_step=2 * interval)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Add an unacknowledged message; one that was claimed is in `unacked` already."""
+        """Add an unacknowledged message; a claimed one is already in `unacked`."""
         if delivery_tag == self.channel.claimed:
             virtual.QoS.append(self, message, delivery_tag)
         else:
@@ -146,7 +147,7 @@ class QoS(kombu_redis.QoS):
             self._count_up()
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; in a worker's event loop the next claim takes the acknowledgement along."""
+        """Acknowledge a message; in a worker's event loop the acknowledgement is sent with the next claim."""
         connection, key = self.channel.connection, self._key_of(delivery_tag)
         if connection is None:  # the channel is closed, and has given the message back
             self._held.discard(delivery_tag)
@@ -154,7 +155,7 @@ class QoS(kombu_redis.QoS):
             return
         if key is not None:
             self._keyed[delivery_tag] = Keyed(delivery_tag, key, delivery_tag in self._held)
-            self.channel.look_again()  # the claim that takes it along finds the next message of the key
+            self.channel.look_again()  # the claim that is sent with it finds the next message of the key
             self._held.discard(delivery_tag)
         elif connection.loop is not None:
             self._acknowledged[delivery_tag] = None
@@ -174,11 +175,11 @@ class QoS(kombu_redis.QoS):
             self.ack(delivery_tag)
 
     def hold_key(self, delivery_tag: str) -> None:
-        """Let a message keep its key when it is acknowledged: its task has failed, and a person decides."""
+        """Mark a message to keep its key when it is acknowledged: its task has failed, and a person decides."""
         self._held.add(delivery_tag)
 
     def forget(self, delivery_tag: str, content: bytes | str) -> None:
-        """Remove a message from the unacknowledged ones that was not delivered; `content` may be anything."""
+        """Remove an undelivered message from the unacknowledged ones; `content` may be anything."""
         try:
             key = key_in(loads(content))
         except SHAPE_ERRORS:
@@ -195,17 +196,17 @@ class QoS(kombu_redis.QoS):
         return None if message is None else key_in({"headers": message.headers})
 
     def acknowledgements(self, asked: Iterable[str] = ()) -> Acknowledgements:
-        """Return what was acknowledged, and the commands that tell Redis; they may be repeated.
+        """Return the acknowledged messages, and the Redis commands for them, which may be repeated.
 
-        `asked`: the queues at which claims look that are sent right after them.
+        `asked`: the queues of the claims that are sent right after them.
         """
         tags = list(islice(self._acknowledged, _AT_ONCE))
         keyed = list(islice(self._keyed.values(), _AT_ONCE))
         index, unacked = (
             self._prefixed(key) for key in (self.channel.unacked_index_key, self.channel.unacked_key)
         )
-        # If only the first of the two arrives, the message stays in `unacked` until that is deleted, and no worker
-        # gets it: the index says what goes back.
+        # If only the first of the two arrives, the message stays in `unacked` until that key is deleted, and no worker
+        # gets it: the index defines which messages go back.
         commands: list[list[Any]] = [["ZREM", index, *tags], ["HDEL", unacked, *tags]] if tags else []
         is_known, prefix = self.channel.script_is_known, self.channel.global_keyprefix
         next_ones = "".join(f"\n{prefix}{queue}\n" for queue in asked) if keyed else ""
@@ -216,9 +217,9 @@ class QoS(kombu_redis.QoS):
         return Acknowledgements(tags, keyed, commands)
 
     def are_acknowledged(self, sent: Acknowledgements, *, keyed_too: bool = True) -> None:
-        """Forget what `acknowledgements` has returned: Redis has answered.
+        """Remove the messages that `acknowledgements` has returned: Redis has answered.
 
-        It may be forgotten already: `acknowledge_now` does not wait for the answer to a claim, and sends it again.
+        They may be removed already: `acknowledge_now` does not wait for the answer to a claim, and sends them again.
         """
         for tag in sent.tags:
             self._acknowledged.pop(tag, None)
@@ -226,7 +227,7 @@ class QoS(kombu_redis.QoS):
             self._keyed.pop(each.tag, None)
 
     def acknowledge_now(self) -> None:
-        """Send the acknowledgements that no claim has taken along, and wait for the answer."""
+        """Send the acknowledgements that were not sent with a claim, and wait for the answer."""
         while self._acknowledged or self._keyed:
             sent = self.acknowledgements()
             pipe: Any = self._redis().pipeline(transaction=False)
@@ -245,7 +246,7 @@ class QoS(kombu_redis.QoS):
             self._count_up()
 
     def empty_inbox(self, queue: str) -> None:
-        """Give a message back that arrived after the worker became full, or after it left the queue."""
+        """Give back a message that arrived after the worker became full, or after it left the queue."""
         lease = self.channel.lease
         self._run(_EMPTY_INBOX, [inbox_key(lease, queue), queue, LEASES], [inbox_lease(lease, queue), ""])
 
@@ -256,7 +257,7 @@ class QoS(kombu_redis.QoS):
             self.acknowledge_now()
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning(
-                "Redis is down; %d tasks that are done come back (%r)",
+                "Redis is down; %d finished tasks will be delivered again (%r)",
                 len(self._acknowledged) + len(self._keyed),
                 error,
             )
@@ -273,7 +274,7 @@ class QoS(kombu_redis.QoS):
             counter = self._redis().hget(self._prefixed(LEASES), self.channel.lease)
             if counter is not None:
                 self._give_back(Lease(self.channel.lease, int(counter)), ())
-        # AttributeError: kombu has no connection any more.
+        # AttributeError: kombu no longer has a connection.
         except (redis.RedisError, OSError, AttributeError) as error:
             logger.warning("Redis is down; this worker's messages go back when its lease expires (%r)", error)
         self._delivered.clear()
@@ -312,7 +313,7 @@ class QoS(kombu_redis.QoS):
             logger.warning("a worker is dead; %d of its tasks are back in their queues", number)
 
     def _give_back(self, lease: Lease, inboxes: Iterable[str]) -> int:
-        """Put the messages of a lease back, the oldest first in its queue, unless the lease was renewed meanwhile."""
+        """Return the messages of a lease to their queues, oldest first, unless the lease was renewed meanwhile."""
         tags = self._redis().zrevrange(self._prefixed(index_key(lease.name)), 0, -1)
         lists: dict[str, str] = {}  # queue: the key of the list with the messages that go back to it
         own = uuid4().hex

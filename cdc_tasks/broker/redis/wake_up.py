@@ -1,4 +1,4 @@
-"""Wake-up: how an idle worker learns that one of its queues has a message.
+"""Wake-up: how an idle worker is notified that one of its queues has a message.
 
 The script that takes a message cannot wait, and no command of Redis waits for several lists without taking from them.
 So an idle worker waits at each of its queues on a separate connection, with BRPOPLPUSH. That command moves the message
@@ -8,8 +8,8 @@ queue (`unacknowledged.py`), and a worker that is full by then gives the message
 
 BRPOPLPUSH exists since Redis 2.2; BLMOVE, its successor, only since 6.2.
 
-Now and then a worker also looks at all its lists. kombu keeps messages with a priority in separate lists, at which no
-worker waits. A queue that may be slow has no connection to wait on either (NO_WAKE_UP).
+Every few seconds a worker also looks at all its lists. kombu keeps messages with a priority in separate lists, at which
+no worker waits. A queue that may be slow has no connection to wait on either (NO_WAKE_UP).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def seconds_to_wait(lease: float) -> int:
 
 
 class WakeUps:
-    """The connections on which one channel waits, opened at its first wait; only the channel's thread uses them."""
+    """The connections on which one channel waits, opened at its first wait. Only the channel's thread uses them."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -150,7 +150,7 @@ class WakeUps:
                 logger.debug("an inbox could not be emptied", exc_info=True)
 
     def forget(self, connection: Any) -> None:
-        """Forget the wait on a connection that is closed."""
+        """Remove the wait on a closed connection."""
         for queue, client in self._clients.items():
             if client.connection is connection:
                 self._waiting.pop(queue, None)

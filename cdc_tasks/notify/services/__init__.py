@@ -1,4 +1,4 @@
-"""Messaging services: one module each, found by its name, and the protocol that all of them follow."""
+"""Messaging services: one module each, found by its name, and the protocol that they implement."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Adapter(Protocol):
     """A service: a module of this package, or an object that your module passes to `register`.
 
     It owns its connections, keeps no state between calls, and blocks for seconds at most. It raises only the errors of
-    `cdc_tasks.notify.send_errors`, which say whether the message was sent: the errors of its library may hold tokens
-    and URLs. If it raises none, the service has taken the message. It may have an attribute `RATE`, which CDC_RATES
-    overrides.
+    `cdc_tasks.notify.send_errors`, which state whether the message was sent: the errors of its library may contain
+    tokens and URLs. If it raises no error, the service has taken the message. It may have an attribute `RATE`, which
+    CDC_RATES overrides.
     """
 
     def send(self, recipient: Recipient, message: Message) -> None:
         """Send the message once, without retrying."""
 
     def check(self, recipient: Recipient) -> None:
-        """Raise RefusedError if the account is wrong, as far as that can be seen without sending anything."""
+        """Raise RefusedError if the account is wrong, as far as this shows without sending anything."""
 
 
 _registered: dict[str, Adapter] = {}
@@ -74,7 +74,7 @@ def adapter_for(service: str) -> Adapter:
     if service in _registered:
         return _registered[service]
     raise UnknownServiceError(
-        f"There is no service {service!r}; there are: {', '.join([*ours, *_registered])}."
+        f"There is no service {service!r}; the services are: {', '.join([*ours, *_registered])}."
     )
 
 

@@ -60,7 +60,7 @@ def send(recipient: Recipient, message: Message) -> None:
         ssl=_certificates(),
         retry_handlers=[],  # the client's own handlers would send again after a lost answer
     )
-    client.proxy = None  # then urllib reads HTTPS_PROXY and NO_PROXY itself; slack_sdk ignores NO_PROXY
+    client.proxy = None  # so that urllib reads HTTPS_PROXY and NO_PROXY itself; slack_sdk ignores NO_PROXY
     channel = recipient.address or _user_id(client, recipient.email)
     text = _cut(_escaped(message.text), _TEXT)
     _call(
@@ -72,12 +72,12 @@ def send(recipient: Recipient, message: Message) -> None:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Return what the client would read from disk for each message: the certificates of all authorities."""
+    """Return the certificates of all authorities, which the client would read from disk for each message."""
     return ssl.create_default_context()
 
 
 def check(recipient: Recipient) -> None:
-    """Raise RefusedError if the secret is not a token, but a webhook URL or a signing secret."""
+    """Raise RefusedError if the secret is not a token, e.g. a webhook URL or a signing secret."""
     if not recipient.secret.get_secret_value().startswith("xox"):
         raise RefusedError(
             "Slack's tokens start with xoxb- (a bot's) or xoxp- (a person's); this one does not."

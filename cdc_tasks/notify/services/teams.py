@@ -68,7 +68,7 @@ def send(recipient: Recipient, message: Message) -> None:
 
 
 def check(recipient: Recipient) -> None:
-    """Raise RefusedError if the URL's host is not in TEAMS_HOSTS: workers reach hosts that users must not."""
+    """Raise RefusedError if the URL's host is not in TEAMS_HOSTS: workers reach hosts that users must not reach."""
     _webhook(recipient)
 
 
@@ -90,7 +90,7 @@ def _refusal(answer: requests.Response) -> NotSentError | AnswerLostError:
 
 
 def card(message: Message) -> dict[str, Any]:
-    """Return the message as an Adaptive Card, well within the size that Teams takes."""
+    """Return the message as an Adaptive Card, well within the size limit of Teams."""
     title = {"type": "TextRun", "text": _cut(message.title, _TITLE), "weight": "Bolder"}
     heading = {
         "type": "TextBlock",
@@ -137,7 +137,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _send_error(error: requests.RequestException) -> NotSentError | AnswerLostError:
-    """Return the error for a failed call, which says whether the card may have arrived; keep only the error's name."""
+    """Return the error for a failed call, by whether the card may have arrived; keep only the error's name."""
     if is_private_address(error):
         return RefusedError("The webhook's host has a private address; workers send only to public ones.")
     never_sent = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)

@@ -1,1 +1,1 @@
-"""The journal: changes kept on the listener's disk, to be looked up and fired again."""
+"""The journal: changes kept on the listener's disk, to look them up and replay them."""

@@ -10,11 +10,11 @@ from listener.control.journal.rows import lines_of
 
 __all__ = ["Blocks"]
 
-_AS_LOGGED: Final = b"rows"  # in front of such a block; a frame of zstandard begins in another way
+_AS_LOGGED: Final = b"rows"  # at the start of such a block; zstandard frames begin differently
 
 
 class Blocks:
-    """Packs and unpacks them; with a checksum, so that damaged data are an error."""
+    """Packs and unpacks blocks, with a checksum: damaged data raise an error."""
 
     def __init__(self) -> None:
         from zstandard import ZstdCompressor, ZstdDecompressor
@@ -27,13 +27,13 @@ class Blocks:
         return self._compress(SEPARATOR.join(lines))
 
     def pack_rows(self, rows: bytes) -> bytes:
-        """Return a block of what `rows.as_logged` returned."""
+        """Return a block with the output of `rows.as_logged`."""
         return _AS_LOGGED + self._compress(rows)
 
     def text(self, data: bytes, *, with_digits: bytes = b"") -> bytes:
-        """Return a block's lines, with separators between them; empty if no value can have these digits in it.
+        """Return a block's lines, with separators between them; empty if no value can contain these digits.
 
-        A number, or a text of digits, is the same in JSON as it was logged. So most blocks need not be rendered.
+        A number, or a string of digits, is the same in JSON as in the log. So most blocks need no rendering.
         """
         if not data.startswith(_AS_LOGGED):
             return self._decompress(data)

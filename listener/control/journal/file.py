@@ -1,4 +1,4 @@
-"""The journal's file: a database of SQLite whose blocks have changes as lines of JSON, compressed with zstandard."""
+"""The journal's file: an SQLite database whose blocks have changes as JSON lines, compressed with zstandard."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
     "transaction_in",
 ]
 
-ROW_OVERHEAD: Final = 200  # bytes of a block beside its data
-SEPARATOR: Final = b"\x1e"  # between two lines: no JSON has it; documents of the database's have line ends
+ROW_OVERHEAD: Final = 200  # bytes of a block in addition to its data
+SEPARATOR: Final = b"\x1e"  # between two lines: never in JSON; the database's documents may have line ends
 MUTED: Final = b"m"  # before a line
-UNREADABLE: Final = b"u"  # the row could not be rendered, and is not here
+UNREADABLE: Final = b"u"  # the row could not be rendered, and is missing
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS block (
-    first INTEGER PRIMARY KEY,  -- the number of its first change; numbers count from 1, without a hole
+    first INTEGER PRIMARY KEY,  -- the number of its first change; numbers count from 1, without gaps
     count INTEGER NOT NULL,
     oldest INTEGER NOT NULL,    -- the commits' times, in microseconds since 1970
     newest INTEGER NOT NULL,
@@ -60,7 +60,7 @@ class JournalError(CDCError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalledChange(RowChange):
-    """A change as the journal has it."""
+    """A change as stored in the journal."""
 
     muted: bool = False
     is_unreadable: bool = False
@@ -76,7 +76,7 @@ def journal_path(directory: str, name: str) -> Path:
 
 
 def parsed(line: bytes, *, is_last: bool) -> JournalledChange:
-    """Return the change that a line has; `is_last` of its transaction, which only the line behind it shows."""
+    """Return the change in a line; `is_last`: last of its transaction, which only the next line shows."""
     marks = line[: line.index(b"{")]
     message = {**json.loads(line[len(marks) :]), "is_last": is_last}
     change = cast("JournalledChange", JournalledChange.from_message(message))
@@ -93,18 +93,18 @@ def id_in(line: bytes) -> bytes:
 
 
 def transaction_in(line: bytes) -> bytes:
-    """Return what the ids of the line's transaction begin with."""
+    """Return the common start of the ids of the line's transaction."""
     return id_in(line).rpartition(b"-")[0]
 
 
 def size_of(connection: sqlite3.Connection) -> int:
-    """Return how many bytes the blocks have."""
+    """Return the size of the blocks in bytes."""
     count, size = connection.execute("SELECT count(*), coalesce(sum(length(data)), 0) FROM block").fetchone()
     return int(size) + int(count) * ROW_OVERHEAD
 
 
 def state_of(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return what is noted of the journal as a whole."""
+    """Return the state of the whole journal."""
     return dict(connection.execute("SELECT name, value FROM state").fetchall())
 
 
@@ -122,5 +122,5 @@ def now() -> int:
 
 
 def time_of(micros: int) -> datetime:
-    """Return the time of these microseconds since 1970."""
+    """Return the time from microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=micros)

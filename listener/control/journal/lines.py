@@ -1,4 +1,4 @@
-"""What a block has of a batch: the rows as they were logged, or lines, which a route may have rendered already."""
+"""A batch as stored in a block: the rows as logged, or lines, which a route may have rendered already."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from listener.core.logged_change import LoggedChange
 
 __all__ = ["LARGE", "Block", "block_of"]
 
-LARGE: Final = 100  # changes in a block that is left as it is
+LARGE: Final = 100  # changes in a block that is not repacked
 _ENQUEUED: Final = EventType.ENQUEUED.value
 
 
@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 def block_of(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> Block | None:
-    """Return the changes of a batch; None if there are none. `fired` is what they have fired."""
+    """Return the changes of a batch; None if there are none. `fired` are the tasks they fired."""
     kept = _of_tables(changes)
     if not kept:
         return None
@@ -49,14 +49,14 @@ def block_of(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> Block
 
 
 def _of_tables(changes: Sequence[Change]) -> Sequence[Change]:
-    """Return the changes without enqueued tasks, which are no changes."""
+    """Return the changes without enqueued tasks, which are not changes."""
     if all(event != _ENQUEUED for _, _, event in set(map(_KIND, changes))):
         return changes
     return [each for each in changes if each.kind[2] != _ENQUEUED]
 
 
 def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> tuple[list[bytes], bytes | None]:
-    """Return the changes as they were logged, if they are many, or as lines. Lines are four times as long."""
+    """Return many changes as logged, few as lines, which are four times as long."""
     if len(changes) >= LARGE and (rows := as_logged(changes)) is not None:
         return [], rows
     routes = dict(zip(map(id, map(_ROUTE, fired)), map(_ROUTE, fired), strict=True)).values()
@@ -69,17 +69,17 @@ def _lines(changes: Sequence[Change], fired: Sequence[Call | Parked]) -> tuple[l
 
 
 def _is_one_each(fired: Sequence[Call | Parked], changes: Sequence[Change]) -> bool:
-    """Return whether each change has fired one call: it is mostly so, and then nothing is done for each row."""
+    """Return whether each change has fired exactly one call: the usual case, without work per row."""
     is_alike = len(fired) == len(changes) and set(map(type, fired)) == {Call}
     return is_alike and all(map(is_, map(_CHANGE, fired), changes))
 
 
 def _is_whole(route: Route) -> bool:
-    """Return whether its task gets the change as it is."""
+    """Return whether its task gets the whole change."""
     return route.args is None and route.columns is None
 
 
-_ROUTE: Final = itemgetter(0)  # of a Call, or of what is parked
+_ROUTE: Final = itemgetter(0)  # of a Call or a parked change
 _CHANGE: Final = itemgetter(1)
 _ARGUMENTS: Final = itemgetter(2)
 _KIND: Final = attrgetter("kind")
@@ -87,7 +87,7 @@ _TRANSACTION: Final = attrgetter("commit")
 
 
 def _one_of_each_transaction(changes: Sequence[Change]) -> Sequence[Change]:
-    """Return the first change of each transaction: all of one have the same time, and are muted or not."""
+    """Return the first change of each transaction: all of a transaction share the time, and whether they are muted."""
     if not isinstance(changes[0], LoggedChange):
         return changes
     return [next(alike) for _, alike in groupby(changes, key=_TRANSACTION)]

@@ -1,4 +1,4 @@
-"""Reading a journal, also while a listener writes it: what it has, and its changes."""
+"""Reads a journal, even while a listener writes it: a summary, and its changes."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ _LONGEST_READ: Final = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a journal holds."""
+    """A summary of a journal."""
 
-    id: str  # another journal numbers its changes in another way
-    since: datetime  # all changes from then on are here, but for the gaps
+    id: str  # numbers are valid only in this journal
+    since: datetime  # all later changes are in the journal, except the gaps
     first: int  # the number of the first change
-    end: int  # the number that the next change will get
+    end: int  # the number of the next change
     bytes: int
     gaps: tuple[Gap, ...]
 
     def missing(self, selection: Selection) -> list[Gap]:
-        """Return what of the selection's time is not here."""
+        """Return the missing parts of the selection's time range."""
         return missing_of(selection, self.since, self.gaps)
 
 
 class _Wanted(NamedTuple):
     selection: Selection
-    pattern: re.Pattern[bytes] | None  # in each line of them; None: it has to be parsed to know
-    end: int  # the number behind the last one
-    digits: bytes  # in each of them, as it was logged; empty: it is not known
+    pattern: re.Pattern[bytes] | None  # in each of their lines; None: lines have to be parsed
+    end: int  # the number after the last one
+    digits: bytes  # in each of them, as logged; empty: unknown
 
 
 class JournalReader:
-    """Reads a journal, also while a listener writes it; fulfils `listener.core.history.History`."""
+    """Reads a journal, even while a listener writes it; fulfils `listener.core.history.History`."""
 
     name = "the journal"
     kind = "journal"
 
     def __init__(self, path: Path) -> None:
-        """Raise JournalError if there is none, MissingExtraError."""
+        """Raise JournalError if there is no journal, MissingExtraError."""
         check_extra("journal")
         if not path.exists():
             raise JournalError(
@@ -78,7 +78,7 @@ class JournalReader:
         self._blocks_of = Blocks()
 
     def summary(self) -> Summary:
-        """Return what is in it. Raises JournalError."""
+        """Return a summary. Raise JournalError."""
         with closing(self._open()) as connection, _readable(self._path):
             connection.execute("BEGIN")
             state = state_of(connection)
@@ -103,7 +103,7 @@ class JournalReader:
         return Kept(id=found.id, since=found.since, end=str(found.end), gaps=found.gaps)
 
     def read(self, wanted: Wanted, start: str, limit: int) -> Part:
-        """See `History.read`; places are numbers. Raises JournalError."""
+        """See `History.read`; positions are numbers. Raise JournalError."""
         found, place = list[Change](), int(start or 0)
         self._check(wanted, place)
         until = monotonic() + _LONGEST_READ
@@ -120,25 +120,25 @@ class JournalReader:
         if summary.id != wanted.id:
             raise JournalError(
                 "The replay began with another journal.",
-                hint="Let the listener with that journal do it, or give the replay again.",
+                hint="Let the listener with that journal do it, or request the replay again.",
                 code="journal_other",
             )
         if place and place < summary.first:
             raise JournalError(
-                "The journal has dropped changes that the replay has not come to.",
-                hint="Raise CDC_JOURNAL_SIZE or CDC_JOURNAL_AGE, and give the replay again with a later --since.",
+                "The journal has dropped changes that the replay has not reached.",
+                hint="Raise CDC_JOURNAL_SIZE or CDC_JOURNAL_AGE, and request the replay again with a later --since.",
                 code="journal_gap",
             )
 
     def close(self) -> None:
-        """See `History.close`: each read has a connection of its own."""
+        """See `History.close`: each read has its own connection."""
 
     def changes(
         self, selection: Selection, *, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[int, JournalledChange | None]]:
-        """Yield the changes from number `start` on and below `end`, each with the number behind it.
+        """Yield the changes from number `start` on and below `end`, each with the next number.
 
-        After each block comes that number without a change: how far it was read. Raises JournalError.
+        After each block, yield the next number without a change: the progress of reading. Raise JournalError.
         """
         wanted = _Wanted(
             selection, _pattern(selection.row), _BEYOND if end is None else end, _digits(selection)
@@ -153,7 +153,7 @@ class JournalReader:
     def _blocks(self, wanted: _Wanted, start: int) -> list[Any]:
         with closing(self._open()) as connection, _readable(self._path):
             return connection.execute(
-                # In the order of the table, not by the index of times: + keeps SQLite from that.
+                # In the order of the table, not by the index of times: + prevents SQLite from using it.
                 "SELECT first, count, tables, data FROM block"
                 " WHERE first >= (SELECT coalesce(max(first), 0) FROM block WHERE first <= ?)"
                 " AND first + count > ? AND first < ? AND +newest >= ? AND +oldest < ? ORDER BY first LIMIT 20",
@@ -178,7 +178,7 @@ class JournalReader:
                 yield number + 1, change
 
     def _first_line(self, number: int) -> bytes | None:
-        """Return the first line of the block that begins with this number; None if there is none."""
+        """Return the first line of the block that begins with this number; None if there is no such block."""
         with closing(self._open()) as connection, _readable(self._path):
             found = connection.execute("SELECT data FROM block WHERE first = ?", (number,)).fetchone()
         return None if found is None else self._blocks_of.first_line(found[0])
@@ -194,7 +194,7 @@ _BEYOND: Final = 1 << 62
 
 
 class _readable:  # noqa: N801 - a context manager
-    """Raise JournalError for what SQLite raises."""
+    """Raise JournalError for SQLite's errors."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -206,7 +206,7 @@ class _readable:  # noqa: N801 - a context manager
         if isinstance(error, sqlite3.Error | KeyError):
             raise JournalError(
                 f"The journal {self._path} cannot be read: {error}.",
-                hint="Look at the listener's log for journal_failed, and at the rights of the directory.",
+                hint="Check the listener's log for journal_failed, and the permissions of the directory.",
             ) from error
 
 
@@ -216,16 +216,16 @@ def _bounds(selection: Selection) -> tuple[int, int]:
 
 
 def _digits(selection: Selection) -> bytes:
-    """Return the longest of the row's values that are digits alone; empty if there is none."""
+    """Return the longest of the row's values that are only digits; empty if there is none."""
     values = (value for _, value in selection.row if value.isascii() and value.isdecimal())
     return max(values, key=len, default="").encode()
 
 
-_PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")  # stands in JSON as it is
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")  # unchanged in JSON
 
 
 def _pattern(row: Sequence[tuple[str, str]]) -> re.Pattern[bytes] | None:
-    """Return what a line of such a row has in it; None: the lines have to be parsed to know."""
+    """Return a pattern found in each line of such a row; None: the lines have to be parsed."""
     plain = [(name, value) for name, value in row if _PLAIN.fullmatch(name) and _PLAIN.fullmatch(value)]
     if not plain:
         return None

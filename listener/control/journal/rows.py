@@ -1,6 +1,6 @@
-"""The changes of a large batch as they were logged: rendering rows only for the journal would be its largest cost.
+"""The changes of a large batch as logged: rendering rows only for the journal would be its largest cost.
 
-Only PostgreSQL's: its rows are texts of the server's. They become lines of JSON when they are read.
+Only for PostgreSQL, whose rows are server text. They become JSON lines when they are read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_logged", "line_of", "lines_of"]
 
-_FORMAT: Final = 4  # of marshal: each Python since 3.4 reads it
+_FORMAT: Final = 4  # of marshal: readable by each Python since 3.4
 _KIND: Final = attrgetter("logged_kind")
 _OLD: Final = attrgetter("logged_old")
 _NEW: Final = attrgetter("logged_new")
@@ -30,7 +30,7 @@ _TRANSACTION: Final = attrgetter("commit")
 
 
 def as_logged(changes: Sequence[Change]) -> bytes | None:
-    """Return the changes as bytes; None if they have to be rendered now: of another source, or with missing values."""
+    """Return the changes as bytes; None if they have to be rendered now (other source, or missing values)."""
     if not all(isinstance(each, LoggedChange) and each.is_of_texts for each in _one_of_each_type(changes)):
         return None
     from listener.postgres.codec.stored_kind import values_of
@@ -62,7 +62,7 @@ def _one_of_each_type(changes: Sequence[Change]) -> Iterable[Change]:
 
 
 def lines_of(data: bytes) -> Iterator[bytes]:
-    """Yield the lines of what `as_logged` returned."""
+    """Yield the lines from the output of `as_logged`."""
     from listener.postgres.codec.change import WALChange
     from listener.postgres.codec.stored_kind import kind_of
 
@@ -86,7 +86,7 @@ def _transaction(
 
 
 def line_of(change: Change) -> bytes:
-    """Return the change as JSON, or what can be said of one whose row cannot be rendered."""
+    """Return the change as JSON, or its known parts if the row cannot be rendered."""
     try:
         return change.to_json()
     except Exception:  # noqa: BLE001 - for any reason: its place is kept

@@ -1,9 +1,9 @@
-"""The journal: changes kept on the listener's disk, to be looked up and fired again. PostgreSQL forgets what was read.
+"""The journal: changes kept on the listener's disk, to look them up and replay them. PostgreSQL removes read changes.
 
-It is a file of SQLite, in CDC_JOURNAL. A block has the changes of a batch as JSON, compressed with zstandard; small
+It is an SQLite file in CDC_JOURNAL. A block has the changes of a batch as JSON, compressed with zstandard; small
 blocks are packed together. A block is written before the step that publishes its batch. So after a crash the journal
-has the batch that was not published, and gets it again: a block that begins with a change that is there already takes
-the place of all from that change on. What is missing for any other reason is a gap, with its times.
+has the unpublished batch, and gets it again: a block that begins with an already stored change
+replaces everything from that change on. Changes missing for any other reason are a gap, with its times.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ __all__ = ["Journal"]
 log = structlog.get_logger()
 
 _PACKED: Final = 1_000  # changes in a block that was made of small ones
-_REMEMBERED: Final = 16  # positions that the last batches had: a checkpoint is one of them
+_REMEMBERED: Final = 16  # positions of the last batches: a checkpoint is one of them
 _TIDY_EVERY: Final = 30.0  # seconds
-_AGAIN_AFTER: Final = 1.0  # seconds, after a write that failed
+_AGAIN_AFTER: Final = 1.0  # seconds, after a failed write
 
 
 class _Tail(NamedTuple):
-    """The small blocks at the end, which are still to be packed."""
+    """The small blocks at the end, not packed yet."""
 
     first: int
     changes: int
 
 
 class Journal:
-    """Writes the journal, in a thread of its own; what goes wrong there never stops the stream."""
+    """Writes the journal in its own thread; errors there never stop the stream."""
 
     def __init__(self, path: Path, *, max_age: float, max_bytes: int) -> None:
         """`max_age` in seconds. Raises JournalError, MissingExtraError."""
@@ -67,26 +67,26 @@ class Journal:
         self._blocks = Blocks()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # rows of an application are in it
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it contains the application's rows
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + SCHEMA)
             self._begin()
         except (OSError, sqlite3.Error) as error:
             raise JournalError(
                 f"The journal {path} cannot be used: {error}.",
-                hint="Let CDC_JOURNAL name a directory of the listener's own on a local disk, or leave it out.\n"
-                f"A damaged journal can be put aside: mv {path} {path}.damaged",
+                hint="Set CDC_JOURNAL to the listener's own directory on a local disk, or leave it out.\n"
+                f"To set a damaged journal aside: mv {path} {path}.damaged",
             ) from error
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._pending: Future[None] | None = None
-        self._position: str | None = None  # of the last batch that was handed to the thread
+        self._position: str | None = None  # of the last batch passed to the thread
         self._tidied_at = monotonic()
-        self._failed_at: float | None = None  # since then nothing was written
-        self._is_continuous = True  # the next change is the one after the last that is here
-        self._is_attaching = True  # the next change may be here already
+        self._failed_at: float | None = None  # nothing was written since then
+        self._is_continuous = True  # the next change directly follows the last stored one
+        self._is_attaching = True  # the next change may be stored already
 
     def _begin(self) -> None:
-        """Read the state, or make it."""
+        """Read the state, or create it."""
         state = state_of(self._connection)
         if "id" not in state:
             state = {
@@ -106,11 +106,11 @@ class Journal:
 
     @property
     def end(self) -> int:
-        """The number of the next change; what is being written is counted already, or not."""
+        """The number of the next change; changes being written may or may not be counted."""
         return self._next
 
     def attach(self, after: str | None) -> None:
-        """Get ready for the changes behind the checkpoint `after`."""
+        """Prepare for the changes after the checkpoint `after`."""
         self.flush()
         self._position = None
         self._is_attaching = True
@@ -134,19 +134,19 @@ class Journal:
     def record(
         self, fired: Iterable[Call | Parked], changes: Sequence[Change], position: str
     ) -> Sequence[Call | Parked]:
-        """Return what is fired, and begin to write the changes: `flush` waits for that."""
+        """Return the fired tasks, and start to write the changes: `flush` waits for that."""
         seen = list(fired)
         self._start(block_of(changes, seen), position)
         return seen
 
     def flush(self) -> None:
-        """Return when what was recorded is in the file, or has failed: that is logged."""
+        """Return when the recorded changes are in the file, or have failed, which is logged."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Write what was recorded, and close the file. Safe to call twice."""
+        """Write the recorded changes, and close the file. Safe to call twice."""
         self.flush()
         self._writer.shutdown()
         self._connection.close()
@@ -189,7 +189,7 @@ class Journal:
                 "journal_failed",
                 path=str(self.path),
                 error=str(error),
-                hint="The stream goes on; what is not written is a gap of the journal. Make room on the disk of "
+                hint="The stream continues; unwritten changes are a gap in the journal. Make room on the disk of "
                 "CDC_JOURNAL, or lower CDC_JOURNAL_SIZE.",
             )
         self._failed_at = at
@@ -202,11 +202,11 @@ class Journal:
             if not self._is_continuous:
                 self._note_gap(block)
             self._insert(block, position)
-        elif not self._is_continuous:  # only a change will show how much is missing
+        elif not self._is_continuous:  # only a change shows how much is missing
             self._connection.execute(
                 "INSERT OR IGNORE INTO state VALUES ('open_gap', ?)", (str(self._reached_at),)
             )
-        self._reached_at = now() if block is None else block.newest  # it may be far behind
+        self._reached_at = now() if block is None else block.newest  # it may be old
         self._reached = [*self._reached, position][-_REMEMBERED:]
         self._set("next", str(self._next))
         self._set("reached", json.dumps(self._reached))
@@ -222,7 +222,7 @@ class Journal:
         if self._next == 1:
             since = int(
                 state_of(self._connection)["since"]
-            )  # when the file was made: nothing was committed since
+            )  # when the file was created: nothing was committed since
             self._set("since", str(min(block.oldest, since)))
         row = self._next, block.size, block.oldest, block.newest, position, tables, data
         self._connection.execute("INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -238,7 +238,7 @@ class Journal:
             self._tail = _Tail(self._next, 0)
 
     def _pack_tail(self) -> None:
-        """Make one block of the small ones."""
+        """Merge the small blocks into one."""
         first, count = self._tail
         rows = self._connection.execute(
             "SELECT count, oldest, newest, position, tables, data FROM block WHERE first >= ? AND first < ?"
@@ -259,7 +259,7 @@ class Journal:
         self._bytes += len(data) + ROW_OVERHEAD - sum(len(row[5]) + ROW_OVERHEAD for row in rows)
 
     def _cut_at(self, block: Block) -> bool:
-        """Remove what is here of the block's first change and all behind it; return whether that change is here."""
+        """Remove the block's first change and everything after it; return whether that change was stored."""
         time = block.first_time
         rows = self._connection.execute(
             "SELECT first, data FROM block WHERE newest >= ? AND oldest <= ? ORDER BY first DESC",
@@ -296,7 +296,7 @@ class Journal:
         log.warning("journal_gap", since=_shown(since), until=_shown(until))
 
     def _drop_oldest(self) -> None:
-        """Drop what is too old, or too much."""
+        """Drop changes that are too old or too many."""
         too_old = microseconds(datetime.now(UTC) - self._max_age)
         rows = self._connection.execute("SELECT first, count, newest, length(data) FROM block ORDER BY first")
         dropped = None

@@ -1,1 +1,1 @@
-"""Recent changes: what came last, what it fired and why not; in Redis, bounded, and never in the queue's way."""
+"""Recent changes: the last ones, what they fired or why not; in Redis, bounded, and never blocking the queue."""

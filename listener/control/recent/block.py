@@ -1,7 +1,7 @@
-"""A block of recent changes as Redis has it: a line that says what it is, and JSON that is compressed.
+"""A block of recent changes as stored in Redis: a header line, and compressed JSON.
 
-What many changes have in common (transactions, kinds, routes, fates, names of columns) stands once in a block, and a
-change has its place in each list. So a change takes some ten bytes, and a block can be read alone.
+Data common to many changes (transactions, kinds, routes, fates, column names) is stored once per block, and a
+change has indexes into these lists. So a change takes some ten bytes, and a block can be read alone.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ __all__ = [
 
 HEAD: Final = b"cdc-recent-1"  # then the number of changes, and a line end
 _HEAD: Final = re.compile(rb"cdc-recent-1 \d+\n")
-MOST_TABLES: Final = 20  # that are named of changes that are not here
+MOST_TABLES: Final = 20  # named for changes that are not noted
 _LEFT_OUT: Final = re.compile(rb'\{"why":[^{}]*\}')
 _LEVEL: Final = 3  # of zlib
 _LARGEST: Final = 50_000_000  # bytes of JSON: a block has less than a hundredth of it
 
 T = TypeVar("T", bound=Hashable)
-Condition = Callable[[Any], bool]  # of a key or a context, as JSON has it
+Condition = Callable[[Any], bool]  # on a key or a context, as in JSON
 
 
 class BlockError(ValueError):
-    """These bytes are no block of ours, or are damaged."""
+    """These bytes are not a block of this format, or are damaged."""
 
 
 class _Places(dict[T, int]):
-    """The place of each value in a list of different ones."""
+    """The index of each value in a list of distinct ones."""
 
     def __missing__(self, value: T) -> int:
         self[value] = place = len(self)
@@ -64,7 +64,7 @@ class _Places(dict[T, int]):
 
 
 class OpenBlock:
-    """A block that still gets changes."""
+    """A block that still receives changes."""
 
     def __init__(self) -> None:
         self.changes = 0
@@ -95,7 +95,7 @@ class OpenBlock:
         self.changes += 1
 
     def leave_out(self, those: LeftOut) -> None:
-        """Add that changes are not here; together with those that the last entry says so of, for the same reason."""
+        """Add an entry for changes that are not noted; merge it with the last entry if the reason is the same."""
         times = [None if each is None else microseconds(each) for each in (those.since, those.until)]
         last = self._entries[-1] if self._entries else None
         if isinstance(last, dict) and last["why"] == those.why and last["count"] and those.count:
@@ -148,7 +148,7 @@ def text_of(block: bytes) -> bytes:
 def entries_of(
     text: bytes, *, key: Condition | None = None, context: Condition | None = None
 ) -> list[NotedChange | LeftOut | None]:
-    """Return a block's entries, the oldest first; None for a change whose key or context is not as wanted.
+    """Return a block's entries, the oldest first; None for a change with another key or context.
 
     Raise BlockError.
     """
@@ -159,10 +159,10 @@ def entries_of(
 
 
 def left_out_of(text: bytes) -> Iterator[LeftOut]:
-    """Yield what a block's JSON says is not here, without parsing the rest. Raise BlockError."""
+    """Yield the entries for changes that are not noted, without parsing the rest. Raise BlockError."""
     for found in _LEFT_OUT.findall(text):
         fields = orjson.loads(found)
-        if "times" in fields:  # else it is a context
+        if "times" in fields:  # otherwise it is a context
             yield _left_out(fields)
 
 
@@ -219,7 +219,7 @@ class _Parsed:
         )
 
     def _noted(self, alike: tuple[int, int, bool], coalesced: dict[str, str]) -> tuple[Noted, ...]:
-        """Return what became of the routes: most changes have it in common with others."""
+        """Return the outcomes of the routes, which most changes share with others."""
         number, deeds, is_muted = alike
         found = None if coalesced else self._fates.get(alike)
         if found is None:
@@ -231,7 +231,7 @@ class _Parsed:
 
 
 def _noted(kind: Kind, deeds: dict[str, Deed], coalesced: dict[str, str], no: Fate) -> Iterator[Noted]:
-    """Yield what became of each route of the table: those that watch it and did nothing said `no`."""
+    """Yield the outcome of each route of the table: watching routes without an outcome did not fire."""
     for route in kind.watching:
         deed = deeds.get(route.id or route.task)
         if deed is None:
@@ -243,7 +243,7 @@ def _noted(kind: Kind, deeds: dict[str, Deed], coalesced: dict[str, str], no: Fa
 
 
 def _keys_in(row: list[Any]) -> list[Any]:
-    """Return the key of the row, and the one that it had before."""
+    """Return the key of the row, and its previous key."""
     return [row[5], *row[6:7]]
 
 

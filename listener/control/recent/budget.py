@@ -1,4 +1,4 @@
-"""How much of the listener's time noting may take: a share of the time that passes, and never more."""
+"""The limit of the listener's time for noting: a share of the elapsed time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Budget"]
 _SHARE: Final = (
     0.01  # of the time: below the 2 % that are promised, as to look after the budget costs time too
 )
-_MOST: Final = 0.04  # seconds that can be saved up: a burst of some three thousand changes is noted whole
-_FIRST_COST: Final = 10e-6  # seconds a change, until it is known
+_MOST: Final = 0.04  # seconds that can be saved up: enough for a burst of some three thousand changes
+_FIRST_COST: Final = 10e-6  # seconds per change, until it is measured
 _SLOWEST: Final = (
     4.0  # times longer than its CPU time a piece of work takes, at most: what is beyond that is chance
 )
@@ -39,7 +39,7 @@ class Budget:
         self._slowness = 1.0
 
     def allowed(self, changes: int) -> int:
-        """Return how many of these changes may be noted: the first ones."""
+        """Return how many of these changes, from the first on, may be noted."""
         now = self._clock()
         self._left = min(self._most, self._left + (now - self._at) * self._share)
         self._at = now
@@ -50,7 +50,7 @@ class Budget:
         return max(0, allowed)
 
     def spend(self, cpu: float, wall: float, changes: int) -> None:
-        """Take what noting this many changes took, in seconds."""
+        """Subtract the time of noting this many changes, in seconds."""
         slowness = min(_SLOWEST, max(1.0, wall / cpu)) if cpu > 0 else 1.0
         self._slowness += 0.1 * (slowness - self._slowness)
         cost = cpu * self._slowness
@@ -58,5 +58,5 @@ class Budget:
         self._cost += 0.2 * (cost / changes - self._cost)
 
     def spend_elsewhere(self, cpu: float) -> None:
-        """Take what another thread spent, in seconds of CPU."""
+        """Subtract the time of another thread, in seconds of CPU."""
         self._left -= cpu * self._slowness

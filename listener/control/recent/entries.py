@@ -1,4 +1,4 @@
-"""What is noted of a change: which it was, whose, and what became of each route. Of its row only the key."""
+"""What is noted of a change: its id, its context, and the outcome of each route. Of its row only the key."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Fate(StrEnum):
-    """What became of a route that watches the change's table, when the listener decided."""
+    """The outcome of a route that watches the change's table, as the listener decided then."""
 
     FIRED = "fired"
     COALESCED = "coalesced"  # into one task with an earlier change
-    WAITS = "waits"  # the route was paused: the task waits beside its queue
+    WAITS = "waits"  # the route was paused: the task was set aside
     PARKED = "parked"
     SKIPPED = "skipped"  # a command told the route to fire nothing
-    WHEN = "when"  # its `when` said no
+    WHEN = "when"  # its `when` was false
     MUTED = "muted"  # the transaction mutes its changes
     EVENT = "event"  # the route is for other events
 
 
 class Why(StrEnum):
-    """Why changes are not here."""
+    """Why changes are not noted."""
 
-    RATE = "rate"  # more came than may be noted
-    STORE = "store"  # Redis was away, full, or refused
-    ENDED = "ended"  # the listener ended without writing what it had noted
+    RATE = "rate"  # more changes than may be noted
+    STORE = "store"  # Redis was unavailable, full, or refused
+    ENDED = "ended"  # the listener ended without writing its last notes
 
 
 class KnownRoute(NamedTuple):
@@ -55,25 +55,25 @@ class KnownRoute(NamedTuple):
     id: str
     task: str
     events: tuple[str, ...]
-    when: str  # its condition, in words or as its place; empty: it has none
+    when: str  # its condition, as text or as its place; empty: none
     place: str  # the file and line that registers it
     grouping: str  # "coalesce", "batch of 100" or empty
 
 
 class Kind(NamedTuple):
-    """What all changes of one table and event have in common."""
+    """The data common to all changes of one table and event."""
 
     schema: str
     table: str
     event: str
-    watching: tuple[KnownRoute, ...]  # that ask for the event
-    others: tuple[KnownRoute, ...]  # that ask for other events of the table
+    watching: tuple[KnownRoute, ...]  # that take the event
+    others: tuple[KnownRoute, ...]  # that take other events of the table
 
 
 class Transaction(NamedTuple):
-    """What all changes of one transaction have in common."""
+    """The data common to all changes of one transaction."""
 
-    id_head: str  # of its changes' ids and positions, before the ordinal
+    id_head: str  # start of its changes' ids and positions, before the ordinal
     position_head: str
     committed: int  # microseconds since 1970
     context: bytes  # JSON, with null for a value that may not be shown; empty: none
@@ -94,20 +94,20 @@ class Entry(NamedTuple):
     transaction: Transaction
     ordinal: int
     kind: Kind
-    deeds: tuple[Deed, ...]  # the other routes that watch it said no
-    columns: tuple[str, ...] | None  # those that an update changed; None: it is not known
-    key: bytes  # JSON of the row's key; empty: it is not known
-    old_key: bytes = b""  # the same before the change, if it was another one
-    own_id: str = ""  # if it is not made of transaction and ordinal
+    deeds: tuple[Deed, ...]  # the other routes that watch it did not fire
+    columns: tuple[str, ...] | None  # those that an update changed; None: unknown
+    key: bytes  # JSON of the row's key; empty: unknown
+    old_key: bytes = b""  # the key before the change, if different
+    own_id: str = ""  # if it does not consist of transaction and ordinal
     coalesced: tuple[tuple[str, str], ...] = ()  # a route's id, and the change with which it was coalesced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """Changes that are not here."""
+    """Changes that are not noted."""
 
     why: Why
-    count: int | None  # None: it is not known
+    count: int | None  # None: unknown
     first: str = ""  # positions
     last: str = ""
     since: datetime | None = None  # the commits' times
@@ -116,7 +116,7 @@ class LeftOut:
 
 
 class Noted(NamedTuple):
-    """What became of a route, for people."""
+    """The outcome of a route, for display."""
 
     route: KnownRoute
     fate: Fate
@@ -146,5 +146,5 @@ def microseconds(time: datetime) -> int:
 
 
 def time_of(micros: int) -> datetime:
-    """Return the time of these microseconds since 1970."""
+    """Return the time from microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=micros)

@@ -1,4 +1,4 @@
-"""Noting what a batch had and what became of it, in the listener's loop: small values, and of the rows only keys."""
+"""Notes the changes of a batch and their outcome, in the listener's loop: small values, and of rows only the keys."""
 
 from __future__ import annotations
 
@@ -35,44 +35,44 @@ _ENQUEUED: Final = EventType.ENQUEUED.value
 _UPDATE: Final = EventType.UPDATE.value
 _MOST_KINDS: Final = 5_000
 _LONGEST_KEY: Final = 500  # bytes of JSON
-_LONGEST_NAME: Final = 200  # letters: anybody who writes to the database names enqueued tasks
-_FALLBACK: Final = ("id",)  # the key of a table of which it is not known
+_LONGEST_NAME: Final = 200  # characters: anyone who writes to the database may name enqueued tasks
+_FALLBACK: Final = ("id",)  # the key of a table with an unknown key
 
 Keys = Mapping[tuple[str, str], tuple[str, ...]]
 
 
 class InForce:
-    """What a person has told the listener, as of one batch."""
+    """The commands in force, as of one batch."""
 
     __slots__ = ("paused", "skips")
 
     def __init__(
         self, paused: Collection[str] = frozenset(), skips: Mapping[str, datetime] | None = None
     ) -> None:
-        """`paused` are ids of routes; `skips` say until when which route fires nothing."""
+        """`paused` are route ids; `skips` are the times until which routes fire nothing."""
         self.paused = frozenset(paused)
         self.skips = skips or {}
 
 
 class TableKeys:
-    """Which columns are the key of each table, as the database said when it was asked last."""
+    """The key columns of each table, as of the last query of the database."""
 
     def __init__(self, read: Callable[[], Keys]) -> None:
-        """`read` asks the database; it raises CDCError."""
+        """`read` queries the database; it raises CDCError."""
         self._read = read
         self.known: Keys = {}
         self.version = 0  # another one: `known` is
         self.is_wanted = False  # a table is not among them
 
     def of(self, schema: str, table: str) -> tuple[str, ...]:
-        """Return the key of a table; of one that is not known, what is most often the key."""
+        """Return the key of a table; if unknown, the usual key."""
         found = self.known.get((schema, table))
         if found is None:
             self.is_wanted = True
         return _FALLBACK if found is None else found
 
     def refresh(self) -> None:
-        """Ask again. Without an answer, what was known stays."""
+        """Query again. Without an answer, keep the known keys."""
         self.is_wanted = False
         try:
             self.known = self._read()
@@ -82,7 +82,7 @@ class TableKeys:
 
 
 class _KnownKind:
-    """A kind of change, with what noting it needs."""
+    """A kind of change, with the data for noting it."""
 
     __slots__ = ("is_enqueued", "is_logged", "is_update", "key", "key_set", "kind", "plain")
 
@@ -93,12 +93,12 @@ class _KnownKind:
         self.key_set = frozenset(key)
         self.is_update = kind.event == _UPDATE
         self.is_enqueued = kind.event == _ENQUEUED
-        # By the ids of the routes that fired, where there is no more to say: most changes have the same.
+        # By the ids of the routes that fired, without further details: most changes have the same.
         self.plain: dict[tuple[str, ...], tuple[Deed, ...]] = {}
 
 
 class Noter:
-    """Makes entries of changes and of what they fired."""
+    """Creates entries from changes and the tasks they fired."""
 
     def __init__(self, router: BinlogRouter, keys: TableKeys) -> None:
         self._router = router
@@ -111,7 +111,7 @@ class Noter:
     def entries(
         self, changes: Sequence[Change], fired: Sequence[Call | Parked], in_force: InForce
     ) -> list[Entry]:
-        """Return an entry for each change; `fired` begins with what these have fired, in their order."""
+        """Return an entry for each change; `fired` begins with their tasks, in the same order."""
         if self._version != self._keys.version:
             self._version = self._keys.version
             self._kinds.clear()
@@ -205,12 +205,12 @@ def _transaction(change: Any) -> Transaction:
 
 
 def _shown(context: Context) -> bytes:
-    """Return what may be shown of a context as JSON: the values that CDC_CONTEXT_SHOWN names, null for the others."""
+    """Return the visible context as JSON: the values that CDC_CONTEXT_SHOWN names, null for the others."""
     shown = shown_context(context.values)
     return orjson.dumps({name: shown.get(name) for name in context.values})
 
 
-# --- What became of the routes ------------------------------------------------------------------------------
+# --- Outcomes of the routes ---------------------------------------------------------------------------------
 
 
 def _deeds(
@@ -220,7 +220,7 @@ def _deeds(
     in_force: InForce,
     heads: dict[tuple[str, bytes, bytes], str],
 ) -> tuple[tuple[Deed, ...], tuple[tuple[str, str], ...]]:
-    """Return what became of the routes that fired, and with which changes it was coalesced."""
+    """Return the outcomes of the routes that fired, and the changes with which it was coalesced."""
     is_plain = not (in_force.paused or in_force.skips)
     for each in fired:
         if each.__class__ is Parked or each[0].coalesce:
@@ -263,7 +263,7 @@ def _deed(
 
 
 def _changed_columns(change: Any, known: _KnownKind) -> tuple[str, ...] | None:
-    """Return the names of the columns that an update changed; None if the old row is not known."""
+    """Return the names of the columns that an update changed; None if the old row is unknown."""
     if known.is_logged:
         columns: tuple[str, ...] | None = change.changed_columns()
         return columns
@@ -273,7 +273,7 @@ def _changed_columns(change: Any, known: _KnownKind) -> tuple[str, ...] | None:
 
 
 def _keys_of(change: Any, known: _KnownKind, columns: tuple[str, ...] | None) -> tuple[bytes, bytes]:
-    """Return the key of the row, and of the row before if that had another one."""
+    """Return the key of the row, and the key before the change if different."""
     key = _json(change.row_json, known.key)
     if not known.is_update or (columns is not None and known.key_set.isdisjoint(columns)):
         return key, b""
@@ -296,7 +296,7 @@ def _json(render: Callable[[tuple[str, ...]], bytes], columns: tuple[str, ...]) 
 
 
 def left_out(changes: Sequence[Change], why: Why) -> LeftOut:
-    """Return that these changes are not here. Looks at three of them."""
+    """Return an entry for changes that are not noted. Samples three of them."""
     first, last = changes[0], changes[-1]
     return LeftOut(
         why=why,

@@ -1,4 +1,4 @@
-"""Reading recent changes, the newest first: a page of them, those of a row, of a person, or the one with an id."""
+"""Reads recent changes, the newest first: a page, those of a row or a person, or the one with an id."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Page", "Place", "RecentReader", "Sought"]
 
 
 class Place(NamedTuple):
-    """Where an entry is: block and place in it. It stays valid while others write, until the entry is dropped."""
+    """The position of an entry: block and index. It stays valid during writes, until the entry is dropped."""
 
     block: int
     entry: int
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read `12.345`; None if it is no place."""
+        """Parse `12.345`; None if it is not a position."""
         with suppress(ValueError):
             block, entry = map(int, text.split("."))
             return cls(block, entry)
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """Which changes a person asks for; empty: all."""
+    """Which changes to select; empty: all."""
 
     table: tuple[str, str] | None = None  # schema and table; an enqueued task has an empty schema
     event: str = ""
@@ -49,11 +49,11 @@ class Sought:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether it asks for changes of certain rows, people or ids."""
+        """Whether it selects certain rows, people or ids."""
         return bool(self.row or self.who or self.ids)
 
     def has(self, change: NotedChange) -> bool:
-        """Return whether this is one of them."""
+        """Return whether the change is selected."""
         return (
             (self.table is None or (change.schema, change.table) == self.table)
             and (not self.event or change.event.value == self.event)
@@ -65,7 +65,7 @@ class Sought:
         )
 
     def misses(self, those: LeftOut) -> bool:
-        """Return whether some of the changes that are not here may be among them."""
+        """Return whether some of the changes that are not noted may be selected."""
         if self.since is not None and those.until is not None and those.until < self.since:
             return False
         return self.until is None or those.since is None or those.since < self.until
@@ -75,13 +75,13 @@ class Page(NamedTuple):
     """Some entries, the newest first."""
 
     entries: Sequence[tuple[Place, NotedChange | LeftOut]]
-    more: Place | None  # the next page is before this place; None: there is nothing more
-    left_out: int  # changes of the time that was looked at that are not here
-    unreadable: int  # blocks that are damaged, or not ours
+    more: Place | None  # the next page is before this position; None: there are no more
+    left_out: int  # changes of the time searched that are not noted
+    unreadable: int  # blocks that are damaged, or of another format
 
 
 class RecentReader:
-    """Reads the recent changes of one listener, also while it writes them. All raise BrokerAwayError, BrokerError."""
+    """Reads the recent changes of one listener, even while it writes. All raise BrokerAwayError, BrokerError."""
 
     def __init__(self, store: RecentStore) -> None:
         self._store = store
@@ -94,7 +94,7 @@ class RecentReader:
         return self._store.sizes()
 
     def page(self, sought: Sought, *, before: Place | None = None, limit: int = 100) -> Page:
-        """Return up to `limit` changes; unless certain rows are sought, with what is not here among them."""
+        """Return up to `limit` changes; unless certain rows are sought, including entries for changes not noted."""
         search = _Search(sought, before, limit)
         for number, data in self._store.blocks(None if before is None else before.block):
             search.look_into(number, data)
@@ -119,7 +119,7 @@ class _Search:
         self.unreadable = 0
 
     def look_into(self, number: int, block: bytes) -> None:
-        """Take what is sought. Most blocks need not be parsed to know that they have nothing."""
+        """Collect the selected changes. Most blocks are excluded without parsing."""
         try:
             text = text_of(block)
             if all(each.search(text) for each in self._patterns):
@@ -155,7 +155,7 @@ class _Search:
 
 
 def _patterns(sought: Sought) -> Iterator[re.Pattern[bytes]]:
-    """Yield what a block has in it if it has a change that is sought."""
+    """Yield patterns found in each block that has a selected change."""
     for name, value in (*sought.row, *(() if sought.who is None else (sought.who,))):
         head = rb'"%b": ?' % _escaped(name) if name else b": ?"
         yield re.compile(rb'%b(?:%b|"%b")[,}]' % (head, re.escape(value.encode()), _escaped(value)))
@@ -170,7 +170,7 @@ def _patterns(sought: Sought) -> Iterator[re.Pattern[bytes]]:
 
 
 def _escaped(text: str) -> bytes:
-    """Return a pattern for a text in JSON, with escapes as either of two writers makes them."""
+    """Return a pattern for a string in JSON, with the escapes of either of two writers."""
     plain, ascii_only = (json.dumps(text, ensure_ascii=each)[1:-1].encode() for each in (False, True))
     return b"(?:%b|%b)" % (re.escape(plain), re.escape(ascii_only))
 
@@ -187,5 +187,5 @@ def _has(values: Any, asked: tuple[str, str]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as JSON has it, a text as it is."""
+    """Return a value as in JSON, a string unchanged."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Recent changes in Redis, beside the checkpoint: a list of blocks, and a hash with the open block and the sizes."""
+"""Recent changes in Redis, next to the checkpoint: a list of blocks, and a hash with the open block and the sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from listener.publish.redis.connection import Command, RedisConnection
 
 __all__ = ["BLOCK_OVERHEAD", "Memory", "Numbered", "RecentStore", "Sizes"]
 
-BLOCK_OVERHEAD: Final = 100  # bytes that a block takes beside its data, about
-_AT_ONCE: Final = 16  # blocks that are read in one go
+BLOCK_OVERHEAD: Final = 100  # bytes of a block in addition to its data, about
+_AT_ONCE: Final = 16  # blocks to read at a time
 
 # Adds blocks, the newest at the head of the list, and drops the oldest until all are small enough; one atomic step.
 _WRITE: Final = """
@@ -53,7 +53,7 @@ class Memory(NamedTuple):
     """Redis' memory in bytes."""
 
     used: int
-    limit: int | None  # maxmemory; None: it has none, or it is not known
+    limit: int | None  # maxmemory; None: no limit, or unknown
 
 
 class Numbered(NamedTuple):
@@ -64,7 +64,7 @@ class Numbered(NamedTuple):
 
 
 class RecentStore:
-    """Writes and reads the blocks of one listener. All raise BrokerAwayError, BrokerError."""
+    """Writes and reads the blocks of one listener. All methods raise BrokerAwayError, BrokerError."""
 
     def __init__(self, redis: RedisConnection, name: str) -> None:
         """`redis` has the checkpoint; `name` is CDC_NAME."""
@@ -76,23 +76,23 @@ class RecentStore:
         self._redis.close()
 
     def is_open(self) -> bool:
-        """Return whether a listener is writing, or has ended without saying so."""
+        """Return whether a listener is writing, or was killed."""
         (answer,) = self._redis.ask([("HGET", self.state_key, "open")])
         return bool(answer == b"yes")
 
     def write(
         self, blocks: Sequence[bytes], tail: bytes, limit: int, *, is_first: bool, is_last: bool = False
     ) -> None:
-        """Add finished blocks, and put the open one in place of what was there; keep up to `limit` bytes.
+        """Add finished blocks, and replace the open one; keep up to `limit` bytes.
 
-        `is_first`: the open block that is there is a former listener's, and becomes a finished one. `is_last`: the
+        `is_first`: the existing open block is a previous listener's, and becomes a finished one. `is_last`: the
         listener ends.
         """
         words = str(limit), "1" if is_first else "0", "no" if is_last else "yes", tail, *blocks
         self._redis.ask([("EVAL", _WRITE, "2", self.blocks_key, self.state_key, *words)])
 
     def halve(self) -> None:
-        """Drop the older half: somebody else needs the memory."""
+        """Drop the older half: the memory is needed for other data."""
         (answer,) = self._redis.ask([("LLEN", self.blocks_key)])
         keep = int(answer) // 2
         if int(answer):
@@ -106,7 +106,7 @@ class RecentStore:
     def memory(self) -> Memory:
         """Return how much memory Redis uses."""
         answer = self._redis.send([("INFO", "memory")])[0]
-        if not isinstance(answer, bytes | str):  # we may not ask
+        if not isinstance(answer, bytes | str):  # not allowed
             return Memory(0, None)
         text = answer.decode() if isinstance(answer, bytes) else answer
         fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
@@ -122,7 +122,7 @@ class RecentStore:
     def blocks(self, newest: int | None = None) -> Iterator[Numbered]:
         """Yield the blocks from number `newest` on (None: all), the newest first; the open one too.
 
-        Others may write meanwhile: no block comes twice.
+        A listener may write meanwhile: no block comes twice.
         """
         tail, pushed, found = self._read(0, 0)
         if newest is None or newest >= pushed:
@@ -143,7 +143,7 @@ class RecentStore:
             many = _AT_ONCE
 
     def _read(self, start: int, many: int) -> tuple[bytes, int, list[bytes]]:
-        """Return the open block, how many were ever finished, and some finished ones, as of one moment."""
+        """Return the open block, the number of blocks ever finished, and some finished ones, as of one moment."""
         commands: list[Command] = [
             ("MULTI",),
             ("HMGET", self.state_key, "tail", "pushed"),

@@ -1,4 +1,4 @@
-"""What recent changes say, in words for people."""
+"""The texts for recent changes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["Told", "context_told", "fate_told", "left_out_told", "row_told", "ta
 
 
 class Told(NamedTuple):
-    """What became of one route."""
+    """The outcome of one route."""
 
     task: str
-    fired: bool  # it did, or waits, or is parked
-    words: str  # why, or how; empty: it just fired
-    task_id: str  # empty: it has none of its own
+    fired: bool  # fired, set aside or parked
+    words: str  # why, or how; empty: simply fired
+    task_id: str  # empty: none of its own
 
 
 _DID: Final = frozenset({Fate.FIRED, Fate.COALESCED, Fate.WAITS, Fate.PARKED})
 
 
 def fate_told(change: NotedChange, noted: Noted) -> Told:
-    """Return what became of a route."""
+    """Return the outcome of a route."""
     route, fate = noted.route, noted.fate
     is_single = fate in {Fate.FIRED, Fate.WAITS} and not route.grouping
     own_id = f"{change.id}-{route.id}" if route.id else change.id
@@ -32,7 +32,7 @@ def fate_told(change: NotedChange, noted: Noted) -> Told:
 
 
 def _words(noted: Noted) -> str:
-    """Return why the route fired nothing, or how it fired; without values of the row."""
+    """Return why the route fired nothing, or how it fired; without row values."""
     route, fate, detail = noted
     at = "" if route.place in {"", route.when} else f" ({route.place})"
     return {
@@ -55,7 +55,7 @@ _WHY: Final = {
 
 
 def left_out_told(those: LeftOut) -> str:
-    """Return what is not here, and why."""
+    """Return what is not noted, and why."""
     if those.why is Why.ENDED:
         return "The listener ended without a goodbye: changes of its last second may not be noted."
     tables = f" of {', '.join(those.tables)}" if those.tables else ""
@@ -69,10 +69,10 @@ def table_told(change: NotedChange) -> str:
 
 
 def context_told(context: Mapping[str, Any] | None) -> list[str]:
-    """Return what the transaction said: `user_id=7`, or the name alone of what may not be shown."""
+    """Return the context: `user_id=7`, or only the name if the value may not be shown."""
     return [name if value is None else f"{name}={value}" for name, value in (context or {}).items()]
 
 
 def row_told(key: Mapping[str, Any] | None) -> str:
-    """Return a key: `id=7`; empty if it is not known."""
+    """Return a key: `id=7`; empty if unknown."""
     return ", ".join(f"{name}={value}" for name, value in (key or {}).items())

@@ -1,7 +1,7 @@
-"""Writing recent changes: the loop notes, a thread packs and sends. Nothing here ever makes the queue wait, or fail.
+"""Writes recent changes: the loop notes, a thread packs and sends. Nothing here ever delays the queue, or fails it.
 
-What is noted of a batch counts once the broker holds the batch. Redis gets it about a second later. While Redis is
-away or nearly full, what was noted is dropped and counted.
+The notes of a batch count once the broker holds the batch. Redis gets them about a second later. While Redis is
+unavailable or nearly full, notes are dropped and counted.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ log = structlog.get_logger()
 
 _EVERY: Final = 1.0  # seconds between two writes
 _PACKED: Final = 1_000  # changes in a finished block
-_MOST_WAITING: Final = 10_000  # entries that the thread has not taken yet
-_ASK_FOR_KEYS: Final = 30.0  # seconds between two questions to the database
+_MOST_WAITING: Final = 10_000  # entries not processed by the thread yet
+_ASK_FOR_KEYS: Final = 30.0  # seconds between two queries of the database
 _LOOK_AT_MEMORY: Final = 10.0  # seconds
 _SHARE_OF_MEMORY: Final = 10  # up to a tenth of maxmemory
-_NEARLY_FULL: Final = 0.9  # of maxmemory: from there on memory is given back
-_LAST_WRITE: Final = 3.0  # seconds that the end of the listener waits for it
+_NEARLY_FULL: Final = 0.9  # of maxmemory: above it, memory is released
+_LAST_WRITE: Final = 3.0  # seconds that the listener waits for it at its end
 
 
 class _Noted(NamedTuple):
-    """What is noted of a batch."""
+    """The notes of a batch."""
 
     entries: Sequence[Entry]
-    rest: LeftOut | None  # the changes behind them
+    rest: LeftOut | None  # the changes after them
 
 
 class RecentChanges:
-    """Notes the changes of one listener. The loop calls it; all but `counts` belongs to one thread."""
+    """Notes the changes of one listener. The loop calls it; everything except `counts` belongs to one thread."""
 
     def __init__(
         self,
@@ -57,33 +57,33 @@ class RecentChanges:
         in_force: Callable[[], InForce] = InForce,
         budget: Budget | None = None,
     ) -> None:
-        """`read_keys` asks the database for each table's key; it raises CDCError."""
+        """`read_keys` queries each table's key; it raises CDCError."""
         self._keys = TableKeys(read_keys)
         self._noter = Noter(router, self._keys)
         self._in_force = in_force
         self._budget = budget or Budget()
-        self._pending: list[tuple[str, _Noted | None]] = []  # of batches that the broker may not hold yet
+        self._pending: list[tuple[str, _Noted | None]] = []  # of batches not confirmed yet
         self._writer = _Writer(store, max_bytes, self._keys)
         self._accounted = 0.0  # of the thread's time
 
     @property
     def noted(self) -> int:
-        """How many changes Redis has got so far."""
+        """How many changes Redis has received so far."""
         return self._writer.noted
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """How many it has not got, by the reason."""
+        """How many it has not received, by reason."""
         return self._writer.left_out
 
     def attach(self) -> None:
-        """Get ready for the first batch: what the broker does not hold comes again."""
+        """Prepare for the first batch: batches that the broker does not hold come again."""
         self._pending.clear()
         self._keys.refresh()
         self._writer.start()
 
     def note(self, batch: Batch, fired: Iterable[Call | Parked]) -> Iterable[Call | Parked]:
-        """Return what the batch's changes fired, and note it; it counts once the position is confirmed."""
+        """Return the tasks of the batch's changes, and note them; the notes count once the position is confirmed."""
         changes = batch.changes
         if not changes:
             if self._pending:
@@ -108,7 +108,7 @@ class RecentChanges:
         self._accounted = spent
 
     def confirmed(self, position: str) -> None:
-        """Hand over what is noted up to this position: the broker holds it."""
+        """Pass on the notes up to this position: the broker holds these batches."""
         if not self._pending:
             return
         places = [place for place, (its, _) in enumerate(self._pending, 1) if its == position]
@@ -118,12 +118,12 @@ class RecentChanges:
         del self._pending[: places[-1]]
 
     def close(self) -> None:
-        """Write what is left, if Redis takes it soon."""
+        """Write the rest, if Redis accepts it soon."""
         self._writer.close()
 
 
 class _Writer:
-    """The thread. What goes wrong here is dropped, counted, and logged once."""
+    """The thread. After errors, notes are dropped, counted, and logged once."""
 
     def __init__(self, store: RecentStore, max_bytes: int, keys: TableKeys) -> None:
         self._store = store
@@ -139,22 +139,22 @@ class _Writer:
         self.left_out = Counter[str]()
         self._open = OpenBlock()
         self._finished: list[bytes] = []
-        self._new: list[Entry] = []  # entries that Redis has not got
-        self._lost: LeftOut | None = None  # since it took something last
+        self._new: list[Entry] = []  # entries that Redis does not have yet
+        self._lost: LeftOut | None = None  # since the last successful write
         self._is_new = True
-        self._is_first = True  # what Redis has as open block is not ours
+        self._is_first = True  # the open block in Redis is not ours
         self._has_news = True
         self._has_failed = False
         self._looked_at = float("-inf")  # at the memory
 
     def start(self) -> None:
-        """Begin to write, if that has not begun."""
+        """Start to write, if not started."""
         if not self._thread.is_alive() and not self._closed.is_set():
             self._thread.start()
 
     @property
     def is_behind(self) -> bool:
-        """Whether nothing more is taken."""
+        """Whether no more entries are accepted."""
         return self._waiting > _MOST_WAITING
 
     def take(self, noted: Iterable[_Noted]) -> None:
@@ -164,7 +164,7 @@ class _Writer:
             self._taken.append(each)
 
     def close(self) -> None:
-        """Write the rest and end; wait a moment for that."""
+        """Write the rest and end; wait briefly for that."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(_LAST_WRITE)
@@ -220,7 +220,7 @@ class _Writer:
         self._open = OpenBlock()
 
     def _look_at_memory(self) -> None:
-        """Learn how much may be kept. Raise _NearlyFullError if Redis needs the memory for others."""
+        """Determine how much may be kept. Raise _NearlyFullError if Redis needs the memory for other data."""
         now = monotonic()
         if now - self._looked_at < _LOOK_AT_MEMORY and not self._has_failed:
             return
@@ -239,7 +239,7 @@ class _Writer:
         self._is_first = self._has_news = self._has_failed = False
 
     def _drop(self, error: Exception) -> None:
-        """Forget what Redis has not got; say so there once it takes something."""
+        """Drop what Redis has not received; note that there after the next successful write."""
         self._pack_nothing()
         if self._new:
             self._lost = _lost(self._new, self._lost)
@@ -254,7 +254,7 @@ class _Writer:
             self._open.leave_out(self._lost)
 
     def _pack_nothing(self) -> None:
-        """Take what waits without packing it."""
+        """Take the waiting entries without packing them."""
         while self._taken:
             entries, rest = self._taken.popleft()
             self._waiting -= len(entries)
@@ -264,17 +264,17 @@ class _Writer:
 
 
 class _NearlyFullError(Exception):
-    """Redis needs its memory for what is more important than recent changes."""
+    """Redis needs its memory for more important data than recent changes."""
 
 
 _FAILED: Final = (
-    "The stream goes on, and so does this once Redis takes it. "
+    "The stream continues, and so does this once Redis accepts it. "
     "What is not written is missing in `changes` and in the console."
 )
 
 
 def _lost(entries: Sequence[Entry], before: LeftOut | None) -> LeftOut:
-    """Return that these are not here, together with those `before`."""
+    """Return an entry for these unnoted changes, together with those `before`."""
     first, last = entries[0], entries[-1]
     tables = {f"{each.kind.schema}.{each.kind.table}": None for each in (first, last)}
     return LeftOut(

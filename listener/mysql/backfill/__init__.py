@@ -1,1 +1,1 @@
-"""Reading the rows that are there, a chunk at a time, and finding the place of each chunk in the binlog."""
+"""Reads the existing rows in chunks, and finds the position of each chunk in the binlog."""

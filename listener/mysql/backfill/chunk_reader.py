@@ -1,6 +1,6 @@
-"""Reads chunks of rows in a session and a thread of its own, and finds the places of the log around each.
+"""Reads chunks of rows in its own session and thread, and finds the log positions around each.
 
-This needs no right but SELECT. `docs/design.md`, "How a read gets its place in the stream", has the argument.
+This needs only the SELECT privilege. `docs/design.md`, "How a read gets its place in the stream", has the reasoning.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = ["ChunkReader", "FoundRows", "ReadWork"]
 _LOOK_EVERY: Final = (
     0.001,
     0.2,
-)  # seconds between two looks at what is not visible yet: the first, the longest
-_LONGEST: Final = 30.0  # seconds until a person is told what the backfill waits for
-_QUICK: Final = 0.02  # seconds in which what is in the log usually is visible
+)  # seconds between two checks of what is not visible yet: the first, the longest
+_LONGEST: Final = 30.0  # seconds until the reason for the wait is reported
+_QUICK: Final = 0.02  # seconds in which the logged transactions usually become visible
 _KEY_KEPT: Final = 5.0  # seconds
 _NOW: Final = "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)"
 _DEFINITION_CHANGED: Final = 1412
@@ -58,22 +58,22 @@ _CONDITION: Final = (
 
 
 class ReadWork(NamedTuple):
-    """A chunk to be read, and what the stream has brought before it was asked for."""
+    """A chunk to read, and what the stream has sent before the request."""
 
     request: ChunkRequest
-    gtids: str | None  # MySQL: of the transactions that were read so far, also of the one that is being read
-    committed: frozenset[str] = frozenset()  # MariaDB: names of XA transactions, as the log has them
+    gtids: str | None  # MySQL: of the transactions read so far, including the current one
+    committed: frozenset[str] = frozenset()  # MariaDB: names of XA transactions, as in the log
 
 
 class FoundRows(NamedTuple):
-    """What a chunk's SELECT returned."""
+    """The result of a chunk's SELECT."""
 
     table: ReadableTable
     kind: Kind
-    rows: list[Row]  # the server's texts; the key's columns are there once more at the end
+    rows: list[Row]  # server text; the key's columns are repeated at the end
     is_end: bool
     last: Key | None  # of the last row
-    high: BinlogPosition  # all that the rows show is before this place
+    high: BinlogPosition  # everything that the rows show is before this position
     at: int  # when they were read, in microseconds since 1970, by the server's clock
 
 
@@ -95,7 +95,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         self.done = Wakeup()
 
     def start(self, work: ReadWork) -> None:
-        """Begin to read."""
+        """Start to read."""
         self.done.clear()
         super().start(work)
 
@@ -136,17 +136,17 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
             ((self._session_id,),) = fetch(session, "SELECT CONNECTION_ID()")
             self._session = session
             execute(session, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            # The column's own bytes, as the log has them. All else that is asked for here is ASCII or UTF-8.
+            # The column's own bytes, as in the log. Everything else queried here is ASCII or UTF-8.
             execute(session, "SET character_set_results = NULL")
         return self._session
 
     def _begin(self, session: Connection[Any]) -> None:
         execute(session, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
 
-    # --- What the stream has brought has to be visible ----------------------------------------------------
+    # --- What the stream has sent has to be visible -------------------------------------------------------
 
     def _wait_for_gtids(self, session: Connection[Any], gtids: str | None) -> None:
-        """Return when the server has committed what the stream has brought: MySQL adds a GTID after that."""
+        """Return when the server has committed what the stream has sent: MySQL adds a GTID after that."""
         if gtids is None:
             raise _without_gtids()
         wanted = MySQLGTIDs(gtids)
@@ -163,9 +163,9 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
                 raise _still_open(str(missing))
 
     def _wait_for_second_phases(self, session: Connection[Any], committed: frozenset[str]) -> None:
-        """Return when MariaDB has none of these XA transactions among the prepared ones any more.
+        """Return when none of these XA transactions is prepared any more in MariaDB.
 
-        It logs an XA COMMIT, and the storage engine commits a moment later; a snapshot's place covers it by then.
+        It logs an XA COMMIT, and the storage engine commits slightly later; a snapshot's position covers it by then.
         """
         if not committed:
             return
@@ -177,7 +177,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
                 raise _still_open(f"XA COMMIT {min(missing)}")
 
     def _begin_when_visible(self, session: Connection[Any]) -> None:
-        """Begin a transaction that sees all that is in the log now: MariaDB says up to where it sees it."""
+        """Begin a transaction that sees the whole current log: MariaDB reports the position."""
         wanted = current_position(session, self._server, with_gtids=False)
         ((self._now,),) = fetch(session, f"SELECT {_NOW}")
         began = monotonic()
@@ -192,7 +192,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
                 raise _still_open(f"{wanted.file}:{wanted.offset}")
 
     def _looks(self) -> Iterator[bool]:
-        """Yield at growing intervals, True for the last time; raise SourceLostError if the listener ends."""
+        """Yield at growing intervals, True the last time. Raise SourceLostError if the listener ends."""
         pause, longest = _LOOK_EVERY
         until = monotonic() + _LONGEST
         while True:
@@ -205,7 +205,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
     # --- The rows -----------------------------------------------------------------------------------------
 
     def _select(self, session: Connection[Any], request: ChunkRequest) -> FoundRows:
-        """Read the rows. The transaction keeps the columns as they are until all rows are read."""
+        """Read the rows. The transaction keeps the columns unchanged until all rows are read."""
         high = current_position(session, self._server, with_gtids=False)
         with _retried_after_definition():
             table = self._table(session, (request.schema, request.table))
@@ -223,7 +223,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
         )
 
     def _table(self, session: Connection[Any], name: tuple[str, str]) -> ReadableTable:
-        """Return the table. Its columns are looked up for each chunk, its key now and then."""
+        """Return the table. Its columns are looked up for each chunk, its key from time to time."""
         known, now = self._known, monotonic()
         if known is not None and (known.schema, known.name) == name and now < self._known_until:
             check_right(session, name)
@@ -236,7 +236,7 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
     def _fetch(
         self, session: Connection[Any], statement: str, request: ChunkRequest
     ) -> tuple[list[Row], bool]:
-        """Return the rows, at least one, and whether there are more bytes than were asked for."""
+        """Return the rows, at least one, and whether there are more bytes than requested."""
         kept: list[Row] = []
         left = request.max_bytes
         with (
@@ -263,14 +263,14 @@ class ChunkReader(ChunkThread[ReadWork, FoundRows]):
 
 
 def _snapshot(session: Connection[Any]) -> BinlogPosition:
-    """Return up to where the transaction sees the log."""
+    """Return the log position up to which the transaction sees changes."""
     found = dict(fetch(session, "SHOW STATUS LIKE 'binlog_snapshot_%'"))
     status = {str(name).lower(): str(value) for name, value in found.items()}
     return BinlogPosition(file=status["binlog_snapshot_file"], offset=int(status["binlog_snapshot_position"]))
 
 
 def _has_transaction(session: Connection[Any], first: BinlogPosition, end: BinlogPosition) -> bool:
-    """Return whether the log has a transaction between two places; what the server notes for itself is none."""
+    """Return whether the log has a transaction between two positions; the server's own notes do not count."""
     if first.file != end.file:
         return True
     events = fetch(session, f"SHOW BINLOG EVENTS IN '{first.file}' FROM {first.offset} LIMIT 20")
@@ -290,7 +290,7 @@ def _texts_as_they_are(session: Connection[Any]) -> Iterator[None]:
 
 @contextmanager
 def _explained(where: str | None) -> Iterator[None]:
-    """Raise an error about the condition as such, and one about a row's values without them."""
+    """Raise an error about the condition, or one about a row without its values."""
     try:
         yield
     except SourceError as error:
@@ -325,7 +325,7 @@ def _still_open(what: str) -> SourceLostError:
 
 def _without_gtids() -> BackfillRefusedError:
     return BackfillRefusedError(
-        "MySQL without GTIDs does not say which transactions of its log a reader can see.",
+        "MySQL without GTIDs does not show which transactions of its log a reader can see.",
         hint=f"Turn them on, step by step: python -m listener check. The last one: "
         f"{setting('gtid_mode', 'ON', mariadb=False)}\nThen: python -m listener backfills resume ID",
         code="backfill_without_gtids",

@@ -1,4 +1,4 @@
-"""A column as a SELECT brings it: its text, and what makes of it the JSON that the stream's bytes would become.
+"""A column in a SELECT: its text, and the conversion to the same JSON as from the stream's bytes.
 
 The session sends texts in the column's own character set (`character_set_results = NULL`), and times in UTC.
 """
@@ -22,7 +22,7 @@ __all__ = ["ReadColumn", "quoted_name", "read_layout"]
 
 
 class ReadColumn(NamedTuple):
-    """What the catalogue says of a column."""
+    """A column in the catalogue."""
 
     name: str
     type: str  # bigint, varchar, …
@@ -54,13 +54,13 @@ class ReadColumn(NamedTuple):
         return self.ordered if self.type in _BY_NUMBER | {"bit"} else self.selected
 
     def key_text(self, value: bytes) -> str:
-        """Return a value of a key as the progress keeps it: numbers and times as they are, other bytes as hex."""
+        """Return a value of a key as stored in the progress: numbers and times unchanged, other bytes as hex."""
         if self.type == "bit":
             return str(int.from_bytes(value, "big"))
         return value.decode() if self.type in _PLAIN_KEYS else value.hex()
 
     def literal(self, text: str) -> str:
-        """Return the literal of what `key_text` returned."""
+        """Return the literal for an output of `key_text`."""
         if self.type in _FLOATS:
             return text if "e" in text else f"{text}e0"
         if self.type in _NUMBERS:
@@ -73,7 +73,7 @@ class ReadColumn(NamedTuple):
 def read_layout(column: ReadColumn, decoder: Callable[[str], Decode]) -> Layout:
     """Return what a table needs to write the column as JSON; `decoder` returns that of a character set.
 
-    Raises BackfillRefusedError if the type is not known.
+    Raise BackfillRefusedError if the type is unknown.
     """
     if column.charset is None:
         make = _CONVERTERS.get(column.type)
@@ -187,7 +187,7 @@ def _micro(fraction: bytes) -> int:
 
 
 def quoted_name(name: str) -> str:
-    """Return a name as SQL has it."""
+    """Return a name quoted for SQL."""
     return "`" + name.replace("`", "``") + "`"
 
 

@@ -1,4 +1,4 @@
-"""Which table a backfill reads, in the order of which key, and whether the account may read it."""
+"""The table that a backfill reads, the key for the reading order, and whether the account may read it."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ class ReadableTable(NamedTuple):
         return ", ".join(quoted_name(column.name) for column in self.key)
 
     def after(self, last: Key) -> str:
-        """Return the condition for the rows behind a key, in a form for which the server uses the index."""
+        """Return the condition for the rows after a key, in a form for which the server uses the index."""
         return _behind(
             [(column.ordered, column.literal(text)) for column, text in zip(self.key, last, strict=True)]
         )
 
     def key_of(self, row: Sequence[bytes]) -> Key:
-        """Return the key of a row, which has the key's columns once more at its end."""
+        """Return the key of a row, which repeats the key's columns at its end."""
         values = row[len(self.columns) :]
         return tuple(column.key_text(value) for column, value in zip(self.key, values, strict=True))
 
     def compiled(self, decoder: Callable[[str], Decode]) -> Table:
-        """Return what makes the rows JSON; `decoder` returns that of a character set."""
+        """Return the converter from rows to JSON; `decoder` returns that of a character set."""
         columns = tuple(
             Column(name=column.name, type=ColumnType.BLOB, metadata=b"", nullable=True)
             for column in self.columns
@@ -90,7 +90,7 @@ def chunk_statement(table: ReadableTable, *, where: str | None, after: Key | Non
     conditions = [f"({where}\n)"] if where is not None else []
     if after is not None:
         conditions.append(f"({table.after(after)})")
-    # A condition may have an index of its own. Without one, only this index spares the server to sort the table.
+    # A condition may have its own index. Otherwise this index saves the server from sorting the table.
     index = f" FORCE INDEX ({quoted_name(table.key_index)})" if where is None else ""
     chosen = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     return (
@@ -99,9 +99,9 @@ def chunk_statement(table: ReadableTable, *, where: str | None, after: Key | Non
 
 
 def find_table(connection: Connection[Any], name: _Name, *, mariadb: bool) -> ReadableTable:
-    """Return the table, with the key by which it is read. Raise BackfillRefusedError, SourceError, SourceLostError.
+    """Return the table, with the key for the reading order. Raise BackfillRefusedError, SourceError, SourceLostError.
 
-    Within a transaction, the columns stay as they are until its end.
+    Within a transaction, the columns stay unchanged until its end.
     """
     rows = fetch(connection, _TABLE, list(name))
     if not rows or rows[0][0] not in {"BASE TABLE", "SYSTEM VERSIONED"}:
@@ -109,8 +109,8 @@ def find_table(connection: Connection[Any], name: _Name, *, mariadb: bool) -> Re
     check_right(connection, name)
     if str(rows[0][1]).lower() != "innodb":
         raise BackfillRefusedError(
-            f"The table {'.'.join(name)} has the engine {rows[0][1]}: only InnoDB says how a table was at one "
-            "place in the log.",
+            f"The table {'.'.join(name)} has the engine {rows[0][1]}: only InnoDB shows a table as of one "
+            "position in the log.",
             hint=f"ALTER TABLE {_quoted(name)} ENGINE = InnoDB;",
             code="backfill_engine",
         )
@@ -128,7 +128,7 @@ def _no_table(connection: Connection[Any], name: _Name) -> BackfillRefusedError:
 
 
 def check_right(connection: Connection[Any], name: _Name) -> None:
-    """Raise BackfillRefusedError if the account may not read the table; else its definition stays as it is."""
+    """Raise BackfillRefusedError if the account may not read the table; otherwise its definition stays unchanged."""
     try:
         fetch(connection, f"SELECT 1 FROM {_quoted(name)} LIMIT 0")  # noqa: S608 - quoted
     except PermissionDeniedError:
@@ -177,24 +177,24 @@ def _find_key(
     usable = [each for each in indexes if each not in unfit]
     if not usable:
         raise BackfillRefusedError(
-            f"The table {'.'.join(name)} has no primary key, and no unique key whose columns are NOT NULL: it has no "
-            "order in which it can be read in chunks.",
+            f"The table {'.'.join(name)} has no primary key, and no unique key with NOT NULL columns: there is no "
+            "order for reading it in chunks.",
             hint=f"ALTER TABLE {_quoted(name)} ADD PRIMARY KEY (…);\n"
-            f"Or: ALTER TABLE {_quoted(name)} ADD UNIQUE (…); with columns that are NOT NULL",
+            f"Or: ALTER TABLE {_quoted(name)} ADD UNIQUE (…); with NOT NULL columns",
             code="backfill_no_key",
         )
     best = min(usable, key=lambda each: (each != "PRIMARY", len(indexes[each]), each))
     return best, tuple(columns[column] for column in indexes[best])
 
 
-# --- What check and --dry-run say -----------------------------------------------------------------------
+# --- For check and --dry-run ----------------------------------------------------------------------------
 
 
 def find_in_reads(connection: Connection[Any], tables: Sequence[_Name]) -> Iterator[Finding]:
-    """Yield a warning for each table that a route wants to have read, and that the account may not read."""
+    """Yield a warning for each table of a route with READ that the account may not read."""
     for name in tables:
         if not fetch(connection, _TABLE, list(name)):
-            continue  # another finding says so
+            continue  # another finding reports it
         try:
             check_right(connection, name)
         except BackfillRefusedError as error:
@@ -202,13 +202,13 @@ def find_in_reads(connection: Connection[Any], tables: Sequence[_Name]) -> Itera
                 what=f"table {'.'.join(name)}",
                 state=State.WARNING,
                 code="backfill_no_right",
-                found=f"a route takes EventType.READ, and {account(connection)} may not read the table",
+                found=f"a route takes EventType.READ, but {account(connection)} may not read the table",
                 hint=error.hint or "",
             )
 
 
 def plan_table(connection: Connection[Any], name: _Name, where: str | None, limit: int) -> TablePlan:
-    """Return how the table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
+    """Return the plan for reading the table. Raise BackfillRefusedError, SourceError, SourceLostError."""
     check_where(where)
     table = find_table(connection, name, mariadb=_is_mariadb(connection))
     try:
@@ -232,10 +232,10 @@ def plan_table(connection: Connection[Any], name: _Name, where: str | None, limi
 
 
 def refused_condition(where: str, error: SourceError) -> BackfillRefusedError:
-    """Return the error for a condition that the server does not take."""
+    """Return the error for a condition that the server does not accept."""
     return BackfillRefusedError(
-        f"The database does not take the condition {where!r}: {error.message}",
-        hint="Write what may stand after WHERE, with the table's columns. Functions of your own need their database, "
+        f"The database does not accept the condition {where!r}: {error.message}",
+        hint="Write a condition as after WHERE, with the table's columns. Your own functions need their database, "
         "e.g. app.my_function(id).",
         code="backfill_where",
     )

@@ -1,4 +1,4 @@
-"""The place of a chunk in the stream: what the stream brings until then replaces what was read."""
+"""The position of a chunk in the stream: changes up to then replace the rows read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["ReadChange", "Window"]
 
-# Behind all changes of its transaction: no transaction has that many.
+# After all changes of its transaction: no transaction has that many.
 _FIRST_ORDINAL = 3 << 30
 
 
 class ReadChange(BinlogChange):
-    """A row as a backfill read it; its position is behind the last transaction that the stream has brought."""
+    """A row that a backfill read; its position is after the last transaction that the stream has sent."""
 
     __slots__ = ()
 
@@ -35,18 +35,18 @@ class ReadChange(BinlogChange):
 
 
 class Window:
-    """Reads one chunk at a time, and holds it until the stream is behind all that the rows show."""
+    """Reads one chunk at a time, and holds it until the stream has passed everything that the rows show."""
 
     def __init__(self, connect: Callable[[], Connection[Any]], server: Server) -> None:
         self._source = server.kind
         self._reader = ChunkReader(connect, server)
         self._request: ChunkRequest | None = None
         self._decoder: Decoder
-        self._seen: SeenChanges[BinlogChange] = SeenChanges()  # since the chunk was asked for
+        self._seen: SeenChanges[BinlogChange] = SeenChanges()  # since the chunk was requested
 
     @property
     def is_busy(self) -> bool:
-        """Whether a chunk is being read, or waits for its place."""
+        """Whether a chunk is being read, or waits for its position."""
         return self._request is not None
 
     def is_due(self, place: BinlogPosition | None) -> bool:
@@ -62,14 +62,14 @@ class Window:
         return None if self._request is None or self._reader.done.is_set else self._reader.done
 
     def start(self, request: ChunkRequest, decoder: Decoder) -> None:
-        """Begin to read a chunk; `take` will return it."""
+        """Start to read a chunk; `take` returns it later."""
         self._request, self._decoder = request, decoder
         self._seen.forget()
         decoder.muted_tables.clear()
         self._reader.start(ReadWork(request, decoder.progress.read_gtids, decoder.committed_by_name))
 
     def take(self, changes: Sequence[BinlogChange], place: BinlogPosition | None) -> Chunk | None:
-        """Take in what the stream has brought, up to `place`; return the chunk if it can come here."""
+        """Process the stream's changes up to `place`; return the chunk if it can come here."""
         request, reader, decoder = self._request, self._reader, self._decoder
         if request is None:
             return None
@@ -86,7 +86,7 @@ class Window:
         return self._chunk(request, found)
 
     def close(self) -> None:
-        """Drop what is being read, and close the sessions."""
+        """Drop the chunk being read, and close the sessions."""
         self._request = None
         self._reader.close()
 

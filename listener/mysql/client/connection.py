@@ -1,4 +1,4 @@
-"""Sessions on MySQL and MariaDB: opened here, and the driver's errors translated here, once."""
+"""Sessions on MySQL and MariaDB: the only place that opens them and translates the driver's errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ANSWER_TIMEOUT: Final = 35  # seconds after which a server that does not answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """What DATABASE_URL says."""
+    """The parts of DATABASE_URL."""
 
     host: str
     port: int
@@ -46,7 +46,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read mysql://, mariadb://, and SQLAlchemy's mysql+driver://; raises SourceError."""
+        """Parse mysql://, mariadb://, and SQLAlchemy's mysql+driver://. Raise SourceError."""
         url, _ = split_url(url)
         try:
             parts = urlsplit(url)
@@ -59,7 +59,7 @@ class Address:
                 options=dict(parse_qsl(parts.query)),
             )
         except ValueError:
-            # The exception's own message would show a part of the password.
+            # The exception's own message would show part of the password.
             raise SourceError(
                 "DATABASE_URL cannot be read.",
                 hint="Write mysql://user:password@host:port/database; in user and password, write each of"
@@ -170,7 +170,7 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext | None:
     return context
 
 
-# --- A session for queries now and then -----------------------------------------------------------------
+# --- A session for occasional queries -------------------------------------------------------------------
 
 
 class Session:
@@ -181,7 +181,7 @@ class Session:
         self._connection: Connection[Any] | None = None
 
     def fetch(self, query: str, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
-        """Return the rows of a query that changes nothing; raises SourceError, SourceLostError."""
+        """Return the rows of a read-only query. Raise SourceError, SourceLostError."""
         if self._connection is not None:
             try:
                 return fetch(self._connection, query, arguments)

@@ -1,7 +1,7 @@
-"""A session becomes a replica's: it asks for the log, and the events come on its socket.
+"""Turns a session into that of a replica: it requests the log, and the events come on its socket.
 
-The one place that touches mysql-replication. Its reader registers the session as a replica, and asks for the log. The
-events are read here, as bytes: the reader's own iterator reconnects by itself, leaves out what it does not know, and
+The only place that uses mysql-replication. Its reader registers the session as a replica, and requests the log. The
+events are read here, as bytes: the reader's own iterator reconnects by itself, skips unknown events, and
 decodes every event.
 """
 
@@ -26,12 +26,12 @@ from listener.mysql.log.position import BinlogPosition
 
 __all__ = ["EVENT", "FULL_PACKET", "HEARTBEAT", "events_as_tool", "refusal", "start_replica"]
 
-HEARTBEAT: float = 5  # seconds between two signs of life of a server that has no changes for us
-FULL_PACKET: Final = 0xFFFFFF  # bytes; a packet of this size goes on in the next one
+HEARTBEAT: float = 5  # seconds between two heartbeats of a server without changes for us
+FULL_PACKET: Final = 0xFFFFFF  # bytes; a packet of this size continues in the next one
 EVENT, _END, _ERROR = 0x00, 0xFE, 0xFF  # the first byte of a packet
 
 _DUMP_BY_GTID, _THROUGH_GTID = 0x1E, 4  # a command (COM_BINLOG_DUMP_GTID), and its flag
-_AS_TOOL: Final = 0  # the server_id of mysqlbinlog: a reader that is no replica
+_AS_TOOL: Final = 0  # the server_id of mysqlbinlog: a reader that is not a replica
 
 _word = Struct("<I").unpack_from
 _error = Struct("<xH").unpack_from
@@ -47,7 +47,7 @@ def start_replica(
     hostname: str,
     uuid: str,
 ) -> socket.socket:
-    """Ask for the log from `position` on, without an end; return the socket on which its packets come.
+    """Request the log from `position` on, without an end; return the socket on which its packets come.
 
     `hostname` and `uuid` are what SHOW REPLICAS shows of us. Raises SourceError, GapError and SourceLostError.
     """
@@ -72,7 +72,7 @@ def start_replica(
 
 
 def events_as_tool(connection: Connection[Any], file: str, offset: int) -> Iterator[bytes]:
-    """Yield the events from a place to the log's end as they come, as mysqlbinlog gets them: this is no replica.
+    """Yield the events from a position to the log's end, as mysqlbinlog does: this is not a replica.
 
     Raises as `start_replica` does.
     """
@@ -100,14 +100,14 @@ def refusal(packet: bytes, account: str) -> CDCError:
 
 
 class _AskedError(Exception):
-    """The reader has asked for the log."""
+    """The reader has requested the log."""
 
 
 def _ask(connection: Connection[Any], **options: Any) -> socket.socket:
-    """Let the library's reader ask for the log; `options` are its own. Return the socket on which the packets come.
+    """Let the library's reader request the log; `options` are its own. Return the socket on which the packets come.
 
-    The reader gets its connections from a function that we give it. It opens the one for the log first. When it opens
-    the second one, for queries about tables, it has asked for the log on the first: an exception leaves it there.
+    The reader gets its connections from a function that we pass. It opens the one for the log first. When it opens
+    the second one, for queries about tables, it has requested the log on the first: an exception ends it there.
     """
     connections = iter((connection,))
 
@@ -132,7 +132,7 @@ def _place(file: str, offset: int) -> dict[str, Any]:
     """Return the reader's options for a place in the log; raises SourceError if the protocol cannot name it."""
     if offset >> 32:
         raise SourceError(
-            f"{file}:{offset} is beyond 4 GB: a replica can ask for it only by GTID.",
+            f"{file}:{offset} is beyond 4 GB: a replica can request it only by GTID.",
             hint=ACCEPT_GAP,
             code="offset_too_large",
         )
@@ -142,7 +142,7 @@ def _place(file: str, offset: int) -> dict[str, Any]:
 def _ask_by_gtid(
     connection: Connection[Any], gtids: str, *, server_id: int, report: dict[str, str]
 ) -> socket.socket:
-    """Ask MySQL for all but these transactions. The library's reader knows no tags, and takes no empty set."""
+    """Request all but these transactions from MySQL. The library's reader supports no tags and no empty set."""
     encoded = MySQLGTIDs(gtids).encoded()
     no_file, start = 0, 4
     request = _gtid_head(_THROUGH_GTID, server_id, no_file, start, len(encoded)) + encoded

@@ -1,4 +1,4 @@
-"""Which server it is, and how far its binlog reaches."""
+"""The server's identity, and the extent of its binlog."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LogFile:
 
 
 class Host(StrEnum):
-    """A managed host on which nobody may set variables with SET PERSIST or SET GLOBAL."""
+    """A managed host without SET PERSIST and SET GLOBAL."""
 
     AMAZON = "Amazon RDS or Aurora"
     GOOGLE = "Google Cloud SQL"
@@ -46,7 +46,7 @@ class Host(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the server's variables say; their names are in lower case, their values text."""
+    """The server's variables; names are in lower case, values are text."""
 
     variables: dict[str, str]
 
@@ -67,7 +67,7 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The server's own id: its log files mean nothing on another server."""
+        """The server's own id: its log files are meaningless on another server."""
         return self.variables["server_id"] if self.is_mariadb else self.variables["server_uuid"]
 
     @property
@@ -82,14 +82,14 @@ class Server:
 
     @property
     def retention(self) -> int | None:
-        """Seconds for which the server keeps its log; None if an operator purges it."""
+        """How many seconds the server keeps its log; None if an operator purges it."""
         seconds = int(float(self.variable("binlog_expire_logs_seconds") or 0))
         seconds = seconds or int(float(self.variable("expire_logs_days") or 0) * 86400)
         return seconds if seconds and self.variable("binlog_expire_logs_auto_purge") != "OFF" else None
 
     @property
     def host(self) -> Host | None:
-        """The managed host that the server is on; None if it is none that is known."""
+        """The managed host of the server; None if it is unknown."""
         if "aurora_version" in self.variables or self.variable("basedir").startswith("/rdsdbbin/"):
             return Host.AMAZON
         return Host.GOOGLE if self.version_text.endswith("-google") else None
@@ -118,7 +118,7 @@ _WANTED = (
 
 
 def read_server(connection: Connection[Any]) -> Server:
-    """Return what the server's variables say; raises SourceError, SourceLostError."""
+    """Return the server's variables. Raise SourceError, SourceLostError."""
     names = ", ".join(f"'{name}'" for name in _WANTED)
     rows = fetch(connection, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})")
     return Server(variables={name.lower(): _text(value) for name, value in rows})
@@ -127,7 +127,7 @@ def read_server(connection: Connection[Any]) -> Server:
 def current_position(
     connection: Connection[Any], server: Server, *, with_gtids: bool = True
 ) -> BinlogPosition:
-    """Return the end of the log; raises SourceError if the server writes none.
+    """Return the end of the log. Raise SourceError if the server writes none.
 
     `with_gtids`: MariaDB has to read a file of its log to find them.
     """
@@ -146,7 +146,7 @@ def current_position(
     if not with_gtids:
         pass
     elif server.is_mariadb:
-        # Of this very place, and not the newest one of the server: a transaction may have been committed since.
+        # Of exactly this position, not the server's newest: a transaction may have been committed since.
         gtids = gtid_position(connection, file, offset)
     elif server.has_gtids:
         gtids = str(MySQLGTIDs(_text(rows[0][4])))
@@ -168,7 +168,7 @@ def start_of(connection: Connection[Any], server: Server) -> BinlogPosition:
     if server.is_mariadb:
         gtids = str(MariaDBGTIDs(gtid_position(connection, oldest.name, 4)))
     elif server.has_gtids:
-        # As it is now: the server may have purged more while a standby waited.
+        # Read again: the server may have purged more while a standby waited.
         gtids = str(MySQLGTIDs(_text(fetch_value(connection, "SELECT @@global.gtid_purged"))))
     return BinlogPosition(file=oldest.name, offset=4, server=server.name, gtids=gtids)
 

@@ -1,4 +1,4 @@
-"""One listener at a time: a named lock on the server, which belongs to a session of its own."""
+"""One listener at a time: a named lock on the server, with its own session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST: Final = 64  # characters in a lock's name
 
 
 class ListenerLock:
-    """Holds the lock from `acquire` to `close`; a thread keeps the session alive, also while the listener is busy."""
+    """Holds the lock from `acquire` to `close`; a thread keeps the session alive, even while the listener is busy."""
 
     def __init__(self, url: str, name: str) -> None:
         """Open the session; `name` is CDC_NAME. Raises SourceError, SourceLostError."""
@@ -43,7 +43,7 @@ class ListenerLock:
             raise SourceLostError("The session with the listener's lock was lost.", code="lock_lost")
 
     def is_mine(self) -> bool:
-        """Return whether the server says that we have the lock, at this moment; not to be called often."""
+        """Query whether the server currently shows us as the owner of the lock; do not call it often."""
         with self._asking:
             return self._ask()
 

@@ -1,4 +1,4 @@
-"""A change as it came from the binlog: values as they were logged, made JSON only when they are needed."""
+"""A change from the binlog: values as logged, converted to JSON only when needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Transaction(LoggedTransaction):
-    """One committed transaction of MySQL's or MariaDB's."""
+    """One committed MySQL or MariaDB transaction."""
 
     __slots__ = ("committed", "file", "gtid", "offset")
 
@@ -27,7 +27,7 @@ class Transaction(LoggedTransaction):
     ) -> None:
         """`gtid` is empty if there are none. `committed` is in microseconds since 1970. `file` is one of `server`'s.
 
-        The id is made of what the transaction has on every server and on every replay. `epoch` only serves the order.
+        The id consists of values that are the same on every server and replay. `epoch` is only for the order.
         """
         self.is_muted = False
         self.context = None
@@ -56,7 +56,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
     def to_json(self, columns: tuple[str, ...] | None = None) -> bytes:
         """Return the argument that a task receives, as JSON with only `columns` in its rows.
 
-        Raises SourceError if a value is not what its type says.
+        Raise SourceError if a value does not fit its type.
         """
         kind, old, new = self._kind, self._old, self._new
         table = kind.table
@@ -82,7 +82,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
             return None
         old, new = self._old[place], self._new[place]
         if new is ABSENT:
-            return False  # MINIMAL and NOBLOB leave out what did not change
+            return False  # MINIMAL and NOBLOB leave out unchanged values
         if old is ABSENT:
             return None
         return bool(old != new)
@@ -94,7 +94,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
         return tuple(name for name in self._kind.table.names if self.changed(name))
 
     def of_current_row(self) -> BinlogChange | None:
-        """Return what the change is to the current rows of a table with system versioning.
+        """Return the meaning of the change for the current rows of a table with system versioning.
 
         MariaDB logs a DELETE as an update of the row's end, and an UPDATE as an update and an insert of the old row.
         None if it only concerns history.
@@ -113,7 +113,7 @@ class BinlogChange(LoggedChange[Kind, Transaction, Row]):
 
     @property
     def rows(self) -> Iterator[Row]:
-        """The row before and after, as far as the log has them."""
+        """The row before and after, as far as they are in the log."""
         return (row for row in (self._old, self._new) if row is not None)
 
     def key_in(self, row: Row, names: tuple[str, ...]) -> bytes | None:

@@ -17,11 +17,11 @@ __all__ = ["CatalogueColumn", "Layout", "layout_of"]
 
 
 class CatalogueColumn(NamedTuple):
-    """What MariaDB's catalogue says of a column now."""
+    """A column in MariaDB's catalogue now."""
 
     type: str  # uuid, inet4, json, … in lower case
     digits: int | None = None  # of the fraction of a temporal type
-    is_old: bool = False  # a temporal type in the form that it had before MySQL 5.6
+    is_old: bool = False  # a temporal type in its form before MySQL 5.6
     is_row_end: bool = False  # the end of a row's validity, in a table with system versioning
 
 
@@ -44,9 +44,9 @@ _UNKNOWN: Final = CatalogueColumn("")
 
 
 def layout_of(column: Column, charsets: Charsets, known: CatalogueColumn = _UNKNOWN) -> Layout:
-    """Return the column's layout; `known` is what only MariaDB's catalogue says.
+    """Return the column's layout; `known` is the information that only MariaDB's catalogue has.
 
-    Raises ValueError if the column's length is unknown, so that nothing behind it can be read.
+    Raise ValueError if the column's length is unknown: then nothing after it can be read.
     """
     kind = column.type
     if kind in OLD_TEMPORAL and known.digits:

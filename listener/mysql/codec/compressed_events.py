@@ -45,7 +45,7 @@ def inner_events(event: bytes) -> Iterator[bytes]:
 
 
 def uncompress_rest(event: bytes, at: int) -> bytes:
-    """Return a MariaDB event (log_bin_compress) with what is behind `at` uncompressed.
+    """Return a MariaDB event (log_bin_compress) with the part after `at` uncompressed.
 
     Raises ValueError if the compression is unknown.
     """

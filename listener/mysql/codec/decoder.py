@@ -52,11 +52,11 @@ Selects = Callable[[str, str | None], bool]
 _size_and_end = struct.Struct("<II").unpack_from
 _end = struct.Struct("<I").unpack_from
 
-_IGNORABLE: Final = 0x80  # a flag: a reader that does not know the event may go on
+_IGNORABLE: Final = 0x80  # a flag: a reader that does not know the event may skip it
 _ARTIFICIAL: Final = 0x20  # a flag: the event is not in the file
 _STANDALONE, _PREPARED = 0x01, 0x40  # flags of MariaDB's GTID event
 _QUERY, _XID, _TABLE_MAP = 2, 16, 19
-_FIRST_COMPRESSED: Final = 166  # of MariaDB's rows events: their size says nothing of how many rows there are
+_FIRST_COMPRESSED: Final = 166  # of MariaDB's rows events: their size does not limit the number of rows
 
 # Without changes: STOP, INTVAR, RAND, USER_VAR, HEARTBEAT, IGNORABLE, ROWS_QUERY, TRANSACTION_CONTEXT, VIEW_CHANGE,
 # HEARTBEAT_V2; MariaDB's ANNOTATE_ROWS, BINLOG_CHECKPOINT, GTID_LIST, START_ENCRYPTION (the server decrypts).
@@ -84,8 +84,8 @@ class Decoder:
     ) -> None:
         """`forget` gets each statement that may change what `describe` knows. `server`: see `Progress`.
 
-        What cannot be read before `accepts_gap_until` is left out, with a log line. `dialect` says how statements are
-        read; None: all text is UTF-8. `keeps_muted`: some route asks for changes that their transaction mutes.
+        What cannot be read before `accepts_gap_until` is left out, with a log line. `dialect` shows how statements are
+        read; None: all text is UTF-8. `keeps_muted`: some route takes muted changes.
         """
         self.inner: Iterator[bytes] | None = None  # events inside the last one: see `leave_inner`
         self.progress = Progress(after, mariadb=mariadb, server=server)
@@ -109,7 +109,7 @@ class Decoder:
         self._handlers = self._plain_handlers
 
     def decode(self, event: bytes, changes: Changes) -> None:
-        """Append the changes in one event, which ends with a checksum; raises SourceError, GapError."""
+        """Append the changes in one event, which ends with a checksum. Raise SourceError, GapError."""
         try:
             kind = event[4]
             if self._buffer.spool is not None and kind in _OF_ROWS:
@@ -122,7 +122,7 @@ class Decoder:
             self._refuse(error, changes)
 
     def pass_over(self, event: bytes) -> None:
-        """Take in an event of a transaction that is not wanted, without its rows: none of them can be an error."""
+        """Process an event of an unwanted transaction without its rows, so they cannot cause an error."""
         if event[4] in _OF_ROWS:
             if self._buffer.spool is not None:
                 self._buffer.spool.add(event)
@@ -131,11 +131,11 @@ class Decoder:
             self._handlers[event[4]](event, [])
 
     def leave_inner(self) -> None:
-        """Go on with the next outer event; to be called when `inner` is exhausted."""
+        """Continue with the next outer event; call it when `inner` is exhausted."""
         self.inner = None
 
     def close(self) -> None:
-        """Delete all that is kept on disk."""
+        """Delete all data on disk."""
         self._buffer.close()
 
     @property
@@ -152,7 +152,7 @@ class Decoder:
     def needs_end(self) -> bool:
         """Whether the changes may not be published yet, because the last event of the transaction may roll it back.
 
-        MariaDB logs a transaction that was rolled back if it made or dropped a temporary table.
+        MariaDB logs a rolled-back transaction if it created or dropped a temporary table.
         """
         return self._may_roll_back and self.progress.is_open and self.inner is None
 
@@ -212,7 +212,7 @@ class Decoder:
             raise SourceError(f"an event of an unknown kind: {event[4]}", hint=_UPDATE, code="unknown_event")
 
     def _refuse(self, error: CDCError, changes: Changes) -> None:
-        """Raise the error with the place, unless it lies in the gap that was accepted."""
+        """Raise the error with its position, unless it is in the accepted gap."""
         if self.progress.published_up_to == ALL:
             return
         message = f"The log has at {self.progress.place} {error.message}"
@@ -245,7 +245,7 @@ class Decoder:
         self.progress.learn(MySQLGTIDs.decoded(event[19:-4]))
 
     def _abandon(self, changes: Changes) -> None:
-        """Forget a transaction that has no end because the server crashed."""
+        """Drop a transaction without an end, after a server crash."""
         self._buffer.drop()
         self.progress.abandon(changes)
 
@@ -322,7 +322,7 @@ class Decoder:
             self._definition(query, event, changes)
 
     def _definition(self, query: Query, event: bytes, changes: Changes) -> None:
-        """Read a statement that is no end of a transaction: mostly DDL, which is a transaction of its own."""
+        """Read a statement that does not end a transaction: mostly DDL, which is its own transaction."""
         self._forget_tables(query.text)
         try:
             self._apply(read_statement(query, self._dialect), changes)
@@ -351,7 +351,7 @@ class Decoder:
             self._warn_of_moved_rows(statement)
 
     def _warn_of_moved_rows(self, statement: Statement) -> None:
-        """Log of which selected tables a definition added or removed rows: there is no change for them."""
+        """Log the selected tables to which DDL added or removed rows: these have no changes."""
         moved = [".".join(filter(None, table)) for table in statement.tables if self._selects(*table)]
         if moved:
             log.warning(
@@ -381,7 +381,7 @@ class Decoder:
             code="incident",
         )
 
-    # What a transaction says of its changes.
+    # A transaction's marks for its changes.
 
     def _take_mark(self, says: dict[str, Any]) -> None:
         if isinstance(is_muted := says.get("mute"), bool):
@@ -390,7 +390,7 @@ class Decoder:
             self._say(says[CONTEXT])
 
     def _say(self, said: Any) -> None:
-        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        """Process the transaction's context: its following changes and tasks carry it."""
         try:
             self.progress.put_into(merged(self.progress.context, said))
         except ContextError as error:

@@ -12,7 +12,7 @@ from zlib import crc32
 
 __all__ = ["mariadb_gtid", "mark_of", "mysql_gtid", "tagged_gtid"]
 
-_WITH_GTID: Final = 33  # the kind of the event; another one comes from a server without GTIDs
+_WITH_GTID: Final = 33  # the kind of the event; a server without GTIDs sends another one
 _HEADER: Final = 19
 
 _mysql = Struct("<x16sQ").unpack_from  # flags, server, number

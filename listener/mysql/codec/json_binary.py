@@ -1,7 +1,7 @@
 """MySQL's binary JSON to JSON, and the partial updates of it that a binlog may hold.
 
 Source: MySQL's `json_binary.h` and `json_diff.h`. A document first becomes a tree whose leaves are JSON text; a partial
-update changes that tree. Bytes that are no document raise ValueError or LookupError, and cost no more time and memory
+update changes that tree. Bytes that are not a document raise ValueError or LookupError, and cost no more time or memory
 than a document of that size.
 """
 
@@ -84,7 +84,7 @@ def document(value: bytes) -> bytes:
 
 
 def patch(before: bytes, differences: bytes) -> PatchedDocument:
-    """Return the document after a partial update; raises ValueError if a path leads nowhere."""
+    """Return the document after a partial update. Raise ValueError if a path does not exist."""
     tree = {b"": _Reader(before).parse(before[0], 1)}
     at = 0
     while at < len(differences):

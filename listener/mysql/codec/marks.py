@@ -1,6 +1,6 @@
-"""What a transaction says of itself in the log: rows of a table that are there for that alone.
+"""A transaction's marks in the log: rows of a table that has no other purpose.
 
-A row of `cdc_tasks_marks` says it in JSON, in its column `says`: `{"mute": true}` of the changes behind it, or
+A row of `cdc_tasks_marks` has JSON in its column `says`: `{"mute": true}` for the changes after it, or
 `{"enqueue": {…}}`, a task. The table may be in any database. `cdc_tasks.outbox.transaction` writes such rows.
 """
 
@@ -18,7 +18,7 @@ _SAYS: Final = "says"
 
 
 def read_mark(table: Table, row: Row) -> dict[str, Any]:
-    """Return what a row says; nothing if it is not an object in JSON."""
+    """Return the content of a row; empty if it is not a JSON object."""
     place = table.index.get(_SAYS)
     try:
         found = json.loads(row[place]) if place is not None else None

@@ -46,7 +46,7 @@ class RowReader:
     def __init__(
         self, describe: Describe, progress: Progress, on_mark: Callable[[dict[str, Any]], None]
     ) -> None:
-        """`on_mark` gets what a transaction says of the changes that follow in it."""
+        """`on_mark` receives a transaction's marks for the changes that follow."""
         self._describe = describe
         self._on_mark = on_mark
         self._progress = progress
@@ -57,12 +57,12 @@ class RowReader:
         self._completed: dict[bytes, Table | None] = {}
 
     def forget_numbers(self) -> None:
-        """Forget the numbers of tables: another file of the log begins."""
+        """Drop the numbers of tables: another file of the log begins."""
         self._tables.clear()
         self._completed.clear()
 
     def table_map(self, event: bytes, _changes: list[BinlogChange]) -> None:
-        """Read a table's description; raises SourceError if rows of a selected table could not be read."""
+        """Read a table's description. Raise SourceError if rows of a selected table could not be read."""
         number, body = event[19:25], event[27:-4]
         try:
             self._tables[number] = self._described[body]
@@ -133,7 +133,7 @@ class RowReader:
     def _read_marks(
         self, table: Table, event: bytes, at: int, image: Image, changes: list[BinlogChange]
     ) -> int:
-        """Take in what the transaction says; return how many of the rows have no ordinal.
+        """Process a transaction's marks; return how many of the rows have no ordinal.
 
         Those of the context have none: so the numbers of its changes count from 1, as in PostgreSQL's log.
         """
@@ -159,7 +159,7 @@ class RowReader:
             changes.append(EnqueuedTask.read(fields, transaction, ordinal, MESSAGE_PREFIX))
 
     def table_of(self, event: bytes) -> Table | None:
-        """Return the table of an event with rows; None if it is not known."""
+        """Return the table of an event with rows; None if unknown."""
         return self._tables.get(event[19:25])
 
     def updated(self, event: bytes, changes: list[BinlogChange]) -> None:
@@ -221,7 +221,7 @@ class RowReader:
         at = 27 + (int.from_bytes(event[27:29], "little") if kind in _VERSION_2 else 0)
         count, at = packed_integer(event, at)
         if count != len(table.layouts):
-            raise _unreadable(table, f"they have {count} columns, and the table {len(table.layouts)}")
+            raise _unreadable(table, f"they have {count} columns, but the table {len(table.layouts)}")
         size = (count + 7) // 8
         image = new_image = table.image(event[at : at + size])
         at += size
@@ -236,7 +236,7 @@ class RowReader:
 
 
 def _check_end(table: Table, at: int, end: int) -> None:
-    """Raise SourceError if the last row did not end with the event: then all rows were read wrongly."""
+    """Raise SourceError if the last row does not end with the event: then all rows were read incorrectly."""
     if at != end:
         raise _unreadable(table, "the last one does not end with its event")
 
@@ -281,5 +281,5 @@ def _patched(old: Row, new: Row, places: list[int]) -> Row:
 
 
 def _filled(old: Row, new: Row) -> Row:
-    """Take from the old row what an incomplete row image leaves out: it did not change."""
+    """Fill in from the old row the unchanged values that an incomplete row image leaves out."""
     return tuple(was if value is ABSENT else value for was, value in zip(old, new, strict=True))

@@ -1,4 +1,4 @@
-"""A table as a binlog describes it, compiled: bytes of rows go in, values and then JSON come out."""
+"""A table as described in a binlog, compiled: converts bytes of rows to values, and these to JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ABSENT", "Image", "Kind", "Row", "Table"]
 
 
 class _Absent:
-    """Stands for a value that the server did not log, which is not NULL."""
+    """Marks a value that the server did not log; it is not NULL."""
 
     def __repr__(self) -> str:
         return "ABSENT"
@@ -40,7 +40,7 @@ _FOREVER: Final = frozenset({b"\x7f\xff\xff\xff\x0f\x42\x3f", b"\xff\xff\xff\xff
 
 
 class Kind(LoggedKind["Table"]):
-    """What all changes of one table and event have in common, made once."""
+    """The data common to all changes of one table and event, created once."""
 
     __slots__ = ("in_part", "is_whole")
 
@@ -52,7 +52,7 @@ class Kind(LoggedKind["Table"]):
 
 
 class Table(LoggedTable[Row]):
-    """One version of a table's definition, as of some place in the log."""
+    """One version of a table's definition, as of a position in the log."""
 
     __slots__ = (
         "_images",
@@ -82,7 +82,7 @@ class Table(LoggedTable[Row]):
     ) -> None:
         """`is_completed`: with what the catalogue says now. `hidden`: the server's own columns, which are never shown.
 
-        `is_marks`: its rows say something of their transaction, see `marks.py`. `row_end`: the column that says until
+        `is_marks`: its rows are marks of their transaction, see `marks.py`. `row_end`: the column that shows until
         when a row is valid, in a table with system versioning.
         """
         columns = {column.name: place for place, column in enumerate(table_map.columns)}
@@ -103,7 +103,7 @@ class Table(LoggedTable[Row]):
         self._images: dict[bytes, Image] = {}
 
     def image(self, present: bytes) -> Image:
-        """Return what reads rows of these columns; `present` is the event's bitmap."""
+        """Return the reader for rows of these columns; `present` is the event's bitmap."""
         try:
             return self._images[present]
         except KeyError:
@@ -225,7 +225,7 @@ class Image:
 
 
 class _Readers(dict[bytes, Read]):
-    """The functions that read rows, by the bytes that say which columns are NULL."""
+    """The functions that read rows, by the bytes that mark the NULL columns."""
 
     def __init__(self, image: Image) -> None:
         super().__init__()

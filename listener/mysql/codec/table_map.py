@@ -57,7 +57,7 @@ _CHARACTER = frozenset(
     {_T.STRING, _T.VAR_STRING, _T.VARCHAR, _T.BLOB, _T.BLOB_COMPRESSED, _T.VARCHAR_COMPRESSED}
 )
 _LABELLED = frozenset({_T.ENUM, _T.SET})
-# Of tables made before MySQL 5.6, or on MariaDB with mysql56_temporal_format=OFF: the log lacks the number of digits.
+# Of tables created before MySQL 5.6, or on MariaDB with mysql56_temporal_format=OFF: the log lacks the digit count.
 OLD_TEMPORAL = frozenset({_T.TIMESTAMP, _T.DATETIME, _T.TIME})
 _ONE_BYTE = frozenset(
     {
@@ -86,7 +86,7 @@ _KEY, _KEY_WITH_PREFIX, _LABEL_DEFAULT_CHARSET, _LABEL_CHARSET = 8, 9, 10, 11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column of a table, as of one place in the log."""
+    """One column of a table, as of one position in the log."""
 
     name: str  # empty if the server did not log it: binlog_row_metadata is not FULL
     type: ColumnType
@@ -113,7 +113,7 @@ class TableMap:
 
 
 def packed_integer(data: bytes, at: int) -> tuple[int, int]:
-    """Return a length-encoded integer, and the place behind it."""
+    """Return a length-encoded integer, and the index after it."""
     first = data[at]
     if first < 251:
         return first, at + 1
@@ -122,9 +122,9 @@ def packed_integer(data: bytes, at: int) -> tuple[int, int]:
 
 
 def parse_table_map(body: bytes, *, mariadb: bool) -> TableMap:
-    """Return what an event's body says, from the schema's name on.
+    """Parse an event's body, from the schema's name on.
 
-    Raises ValueError if a column's type is unknown: then nothing behind it can be read.
+    Raise ValueError if a column's type is unknown: then nothing after it can be read.
     """
     schema, at = _name(body, 0)
     name, at = _name(body, at)

@@ -1,4 +1,4 @@
-"""Transactions whose outcome is not known yet: kept as events, on disk if they are large."""
+"""Transactions whose outcome is not known yet: stored as events, on disk if they are large."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """How many bytes it has: a place to cut it at."""
+        """Its size in bytes: a place to cut it at."""
         return self._file.tell()
 
     def cut(self, size: int) -> None:
-        """Drop what was added since it had this size."""
+        """Drop the part after this size."""
         self._file.seek(size)
         self._file.truncate()
 
@@ -60,7 +60,7 @@ class Spool:
 
 
 def xid_of(event: bytes) -> tuple[str, bool]:
-    """Return what an XA_PREPARE event says: the name as in statements (X'616263',X'',1), and if it commits at once."""
+    """Parse an XA_PREPARE event: the name as in statements (X'616263',X'',1), and whether it commits at once."""
     one_phase, kind, first, second = _xid(event, 19)
     data = event[32 : 32 + first + second]
     return f"X'{data[:first].hex()}',X'{data[first:].hex()}',{kind}", bool(one_phase)
@@ -84,7 +84,7 @@ class TransactionBuffer:
 
     @property
     def committed(self) -> frozenset[str]:
-        """The names of transactions whose second phase was read, and which were not prepared once more."""
+        """The names of transactions whose second phase was read, and which were not prepared again."""
         return frozenset(self._second_phases)
 
     def begin(self) -> Spool:
@@ -94,12 +94,12 @@ class TransactionBuffer:
         return self.spool
 
     def take(self) -> Spool | None:
-        """Stop buffering; return what was buffered, None if nothing was."""
+        """Stop buffering; return the buffered transaction, None if there is none."""
         spool, self.spool = self.spool, None
         return spool
 
     def drop(self) -> None:
-        """Forget the transaction that is being buffered."""
+        """Drop the transaction that is being buffered."""
         if self.spool is not None:
             self.spool.close()
             self.spool = None
@@ -120,13 +120,13 @@ class TransactionBuffer:
     def prepare(self, name: str, spool: Spool) -> None:
         """Keep a prepared transaction until its second phase comes."""
         former, _ = self._prepared.pop(name, _NOTHING)
-        if former is not None:  # no server prepares two transactions with one name
+        if former is not None:  # no server prepares two transactions with the same name
             former.close()
         self._prepared[name] = spool, self._progress.prepare(name)
         self._second_phases.pop(name, None)
 
     def resolve(self, name: str, *, commits: bool) -> Spool | None:
-        """Return what the second phase commits now; None if it is nothing, or was published before."""
+        """Return the transaction that the second phase commits now; None if there is none, or it is published."""
         spool, gtid = self._prepared.pop(name, _NOTHING)
         self._progress.resolve(name, gtid)
         if commits:

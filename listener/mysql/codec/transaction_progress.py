@@ -1,4 +1,4 @@
-"""Which transaction is being read, how far reading has come, and what was published before a restart."""
+"""The transaction being read, the position, and what was published before a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OFFSETS: Final = 1 << 32  # events count their file's bytes modulo this
 
 
 class Progress:
-    """The place in the log, from one transaction to the next, and which changes `after` already covers."""
+    """The position in the log, from one transaction to the next, and the changes that `after` already covers."""
 
     def __init__(self, after: BinlogPosition, *, mariadb: bool, server: str = "") -> None:
         """`server` is the server whose log is read, if it is not the one of `after`: after a failover."""
@@ -60,7 +60,7 @@ class Progress:
 
     @property
     def place(self) -> str:
-        """The place as an operator reads it."""
+        """The position for display."""
         return f"{self.file}:{self.start}" + (f" ({self.gtid})" if self.gtid else "")
 
     @property
@@ -85,7 +85,7 @@ class Progress:
 
     @property
     def position(self) -> BinlogPosition:
-        """The place behind the last change that was decoded, or behind log without changes for us."""
+        """The position after the last decoded change, or after log without changes for us."""
         if self._catching_up:
             return self._after
         gtids = self._gtids_text()
@@ -115,12 +115,12 @@ class Progress:
 
     @property
     def read_gtids(self) -> str | None:
-        """All transactions that were read, also the one that is being read; None if there are no GTIDs."""
+        """All transactions read, including the current one; None if there are no GTIDs."""
         gtids = self._gtids_text()
         return f"{gtids},{self.gtid}" if gtids is not None and self.is_open and self.gtid else gtids
 
     def stand_in(self, committed: int) -> Transaction:
-        """Return what rows that a backfill read have in place of a transaction: the last one, at another time."""
+        """Return the transaction for rows that a backfill read: the last one, at another time."""
         gtid = "" if self.gtids is None else self.gtid or self.gtids.newest(self._server)
         return Transaction(
             gtid=gtid,
@@ -138,7 +138,7 @@ class Progress:
         self.file = file
 
     def rotate(self, file: str, offset: int) -> None:
-        """Note that the log goes on in another file."""
+        """Note that the log continues in another file."""
         self.enter(file)
         self._done_server, self._done_file, self._done_offset = self._server, file, offset
         self.created_at = 0
@@ -200,23 +200,23 @@ class Progress:
         self.ordinal = ordinal
 
     def mute(self) -> None:
-        """Let the changes from here on say that their transaction mutes them."""
+        """Mark the following changes as muted."""
         if self._unmuted is None:
             self._unmuted, _, _ = self.next_change()
             self._transaction = self._unmuted.muted()
 
     def unmute(self) -> None:
-        """Let the changes from here on say nothing of that kind."""
+        """Stop marking changes as muted."""
         if self._unmuted is not None:
             self._transaction, self._unmuted = self._unmuted, None
 
     @property
     def context(self) -> Context | None:
-        """What the transaction says of itself."""
+        """The transaction's context."""
         return None if self._transaction is None else self._transaction.context
 
     def put_into(self, context: Context | None) -> None:
-        """Let the changes from here on have this context."""
+        """Set the context of the following changes."""
         transaction, _, _ = self.next_change()
         self._transaction = transaction.within(context)
         if self._unmuted is not None:
@@ -224,7 +224,7 @@ class Progress:
 
     @property
     def id_head(self) -> bytes | None:
-        """What the ids of the open transaction's changes begin with; None if there is none, or no change of it."""
+        """The start of the ids of the open transaction's changes; None if there is none, or it has no changes."""
         return self._transaction.id_head if self.is_open and self._transaction is not None else None
 
     def _is_this(self, transaction: Transaction) -> bool:
@@ -260,7 +260,7 @@ class Progress:
             self.gtids.add(self.gtid)
 
     def abandon(self, changes: list[BinlogChange]) -> None:
-        """Forget a transaction that has no end because the server crashed."""
+        """Drop a transaction without an end, after a server crash."""
         if self.is_open:
             self.take_back(changes, 0)
             self.is_open = False
@@ -271,14 +271,14 @@ class Progress:
         self._savepoints[savepoint] = self.ordinal, self.context
 
     def take_back_to(self, savepoint: bytes, changes: list[BinlogChange]) -> None:
-        """Forget the changes since the savepoint: the transaction was rolled back to it."""
+        """Drop the changes since the savepoint: the transaction was rolled back to it."""
         ordinal, context = self._savepoints.get(savepoint, (0, None))
         self.take_back(changes, ordinal)
         if self.context is not context:
             self.put_into(context)
 
     def take_back(self, changes: list[BinlogChange], ordinal: int) -> None:
-        """Forget the changes from `ordinal` on: the transaction was rolled back to there."""
+        """Drop the changes from `ordinal` on: the transaction was rolled back to there."""
         while changes and self._is_this(changes[-1].commit) and changes[-1].ordinal >= ordinal:
             changes.pop()
         transaction, handed_over = self._handed_over
@@ -296,7 +296,7 @@ class Progress:
         return gtid
 
     def resolve(self, name: str, gtid: str) -> None:
-        """Forget that the XA transaction was prepared: it is committed now, or rolled back."""
+        """Remove the XA transaction from the prepared ones: it is committed now, or rolled back."""
         self._pending.pop(name, None)
         if gtid and isinstance(self.gtids, MySQLGTIDs):
             self.gtids.add(gtid)

@@ -1,4 +1,4 @@
-"""The binlog's values to JSON, as PostgreSQL's values look: numbers, ISO dates, decimals as strings.
+"""The binlog's values to JSON, in the same form as PostgreSQL's: numbers, ISO dates, decimals as strings.
 
 A value without a form in JSON becomes the server's own text, e.g. `0000-00-00 00:00:00`. A converter gets what the
 column's layout (`layout.py`) reads, and never NULL.
@@ -59,7 +59,7 @@ Convert = Callable[..., bytes]
 _Parts = tuple[int, int, int, int, int, int]  # year, month, day, hour, minute, second
 
 UNREADABLE = (ValueError, LookupError, ArithmeticError, StructError)
-"""What is raised for bytes that are not what they should be."""
+"""Raised for invalid bytes."""
 
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the caller writes the zone
 _DATETIME_OFFSET = 0x8000000000
@@ -71,7 +71,7 @@ _float4 = Struct("<f").pack
 
 
 def quoted(text: bytes) -> bytes:
-    """Return a JSON string of text that has nothing to escape."""
+    """Return a JSON string of text that needs no escapes."""
     return b'"%b"' % text
 
 
@@ -86,7 +86,7 @@ def medium(*, unsigned: bool) -> Convert:
 
 
 def float4(value: float) -> bytes:
-    """Return the shortest decimal that in four bytes is this number."""
+    """Return the shortest decimal for this four-byte number."""
     wanted = _float4(value)
     for digits in (6, 7, 8):
         text = f"{value:.{digits}g}"
@@ -142,7 +142,7 @@ def decimal(precision: int, scale: int) -> Convert:
 
 
 def decimal_size(precision: int, scale: int) -> int:
-    """Return how many bytes a DECIMAL has; raises ValueError if there is no such type."""
+    """Return the size of a DECIMAL in bytes. Raise ValueError if there is no such type."""
     if not scale <= precision <= _MOST_DIGITS:
         raise ValueError(f"a DECIMAL({precision},{scale})")
     return sum(part // 9 * 4 + _DECIMAL_BYTES[part % 9] for part in (precision - scale, scale))
@@ -216,7 +216,7 @@ def timestamp_hires(digits: int) -> Convert:
 
 
 def timestamp_old(value: int) -> bytes:
-    """Return a TIMESTAMP of a table that was made before MySQL 5.6."""
+    """Return a TIMESTAMP of a table created before MySQL 5.6."""
     return timestamp(value, 0, 0)
 
 
@@ -256,7 +256,7 @@ def time2(digits: int) -> Convert:
 
 
 def time_old(value: bytes) -> bytes:
-    """Return a TIME of a table that was made before MySQL 5.6: HHMMSS as a number."""
+    """Return a TIME of a table created before MySQL 5.6: HHMMSS as a number."""
     number = int.from_bytes(value, "little", signed=True)
     minus, number = (b"-", -number) if number < 0 else (b"", number)
     return b'"%b%02d:%02d:%02d"' % (minus, number // 10000, number // 100 % 100, number % 100)
@@ -296,7 +296,7 @@ def datetime_hires(digits: int) -> Convert:
 
 
 def datetime_old(value: int) -> bytes:
-    """Return a DATETIME of a table that was made before MySQL 5.6: YYYYMMDDHHMMSS as a number."""
+    """Return a DATETIME of a table created before MySQL 5.6: YYYYMMDDHHMMSS as a number."""
     date, clock = divmod(value, 1_000_000)
     year, day = divmod(date, 10_000)
     return moment((year, *divmod(day, 100), clock // 10_000, clock // 100 % 100, clock % 100), 0, 0)

@@ -1,1 +1,1 @@
-"""The binlog as a history: changes that were committed before, read once more."""
+"""The binlog as a history: past changes, read again."""

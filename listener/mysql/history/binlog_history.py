@@ -1,8 +1,8 @@
-"""The server's own log as a history: what a replay fires again without a journal.
+"""The server's own log as a history: for replays without a journal.
 
-The server keeps its log for days, whatever a replica has read. A replay reads it with a connection and a decoder of its
-own, as mysqlbinlog does: the server counts it for no replica. A table is as the log describes it there, before an ALTER
-or behind it. What only MariaDB's catalogue knows (`tables/catalogue.py`) is as it is now.
+The server keeps its log for days, independent of replicas. A replay reads it with its own connection and decoder,
+as mysqlbinlog does: for the server it is not a replica. A table is as described at that point of the log, before an
+ALTER or after it. Data found only in MariaDB's catalogue (`tables/catalogue.py`) is current.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BinlogHistory:
         *,
         checkpoint: Callable[[], BinlogPosition | None] = lambda: None,
     ) -> None:
-        """`routes` are those that are to fire. `checkpoint` is the listener's."""
+        """`routes` are those to fire. `checkpoint` is the listener's."""
         self._url = database_url
         self._routes = routes
         self._checkpoint = checkpoint
@@ -59,7 +59,7 @@ class BinlogHistory:
         self._reading: tuple[Wanted, str, Excerpt] | None = None  # what is read, and up to which place
 
     def kept(self) -> Kept:
-        """See `History.kept`: the oldest file says since when."""
+        """See `History.kept`: the oldest file determines the start."""
         with closing(connect(self._url)) as connection:
             server = read_server(connection)
             end = current_position(connection, server, with_gtids=False)
@@ -95,13 +95,13 @@ class BinlogHistory:
         return FileTimes(log_files(connection), partial(log_created_at, self._url))
 
     def _open(self, wanted: Wanted, start: str) -> Excerpt:
-        """Connect, and ask for the log from `start` on."""
+        """Connect, and request the log from `start` on."""
         with closing(connect(self._url)) as connection:
             server = read_server(connection)
             if _id_of(server) != wanted.id:
                 raise GapError(
                     "The replay began with the log of another server.",
-                    hint="Give the replay again, or let it be: python -m listener replays cancel ID",
+                    hint="Request the replay again, or cancel it: python -m listener replays cancel ID",
                     code="binlog_other",
                 )
             times = self._times(connection)

@@ -1,4 +1,4 @@
-"""A stretch of the log, read by one connection: changes of some time, as the stream had them."""
+"""A part of the log, read by one connection: changes of a time range, as in the stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BEGINS: Final = frozenset({33, 34, 42, 162})  # events that begin a transaction
 _LONGEST_READ: Final = 0.5  # seconds
 _MAX_BYTES: Final = 4_000_000  # of events: wide rows come in smaller parts
 _ENQUEUED: Final = EventType.ENQUEUED.value
-_ACCEPT_GAP: Final = "To fire what can be read: give the replay again with --accept-gap"
+_ACCEPT_GAP: Final = "To fire the readable changes: request the replay again with --accept-gap"
 
 
 class Window(NamedTuple):
@@ -38,7 +38,7 @@ class Window(NamedTuple):
 
 
 class Excerpt:
-    """Reads on from one place, until the window's end."""
+    """Reads from one position until the window's end."""
 
     def __init__(
         self, connection: Connection[Any], events: Iterator[bytes], decoder: Decoder, window: Window
@@ -54,7 +54,7 @@ class Excerpt:
 
     @property
     def place(self) -> str:
-        """The place behind what was read."""
+        """The position after the last event read."""
         return str(self._decoder.progress.position)
 
     def read(self, selection: Selection, limit: int) -> tuple[list[Change], bool]:
@@ -111,7 +111,7 @@ class Excerpt:
             self._begin()
 
     def _begin(self) -> None:
-        """Look at the transaction that has begun."""
+        """Process the start of a transaction."""
         progress, window = self._decoder.progress, self._window
         self._is_wanted = window.has(progress.committed)
         self._has_ended = BinlogPosition(file=progress.file, offset=progress.start) >= window.end
@@ -125,6 +125,6 @@ class Excerpt:
 
 
 def _for_a_replay(error: CDCError) -> CDCError:
-    """Return the error with the cure for a replay, and not that for the stream."""
+    """Return the error with the hint for a replay instead of the stream."""
     hint = (error.hint or "").replace(ACCEPT_GAP, _ACCEPT_GAP)
     return type(error)(error.message, hint=hint, code=error.code)

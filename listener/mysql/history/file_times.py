@@ -1,4 +1,4 @@
-"""Which files of the log have what was committed at a time: found by when the server created them."""
+"""Finds the log files for a commit time, from the times at which the server created them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATE: Final = 3600  # seconds
 
 
 class FileTimes:
-    """Looks up when files were created, as few as possible."""
+    """Looks up the creation times of as few files as possible."""
 
     def __init__(self, files: Sequence[LogFile], created_at: Callable[[str], int]) -> None:
         """`files`: at least one, the oldest first. `created_at` returns a file's time in seconds since 1970."""
@@ -25,7 +25,7 @@ class FileTimes:
 
     @property
     def oldest(self) -> int:
-        """From when on all is there, in seconds since 1970: the time of a file has no fractions."""
+        """The start of the available log, in seconds since 1970: the time of a file has no fractions."""
         return self._created_at(self._names[0]) + 1
 
     def first(self, since: float) -> str:
@@ -46,5 +46,5 @@ class FileTimes:
         return self._names[place] if place < len(self._names) else None
 
     def _count(self, at: float) -> int:
-        """Return how many files were created up to then."""
+        """Return the number of files created up to then."""
         return bisect_right(self._names, at, key=self._created_at)

@@ -21,7 +21,7 @@ _TAG: Final = re.compile(r"[a-z_][a-z0-9_]{0,31}")
 
 
 class GTIDSet(Protocol):
-    """The transactions that were read completely; transactions are added one by one."""
+    """The transactions read completely; they are added one by one."""
 
     def add(self, gtid: str) -> None: ...
     def __contains__(self, gtid: str) -> bool: ...
@@ -112,7 +112,7 @@ class MySQLGTIDs:
         return sum(last - first + 1 for each in self._intervals.values() for first, last in each)
 
     def union(self, other: Self) -> MySQLGTIDs:
-        """Return what is in one of the two sets."""
+        """Return the union of the two sets."""
         return MySQLGTIDs(",".join(filter(None, (str(self), str(other)))))
 
     def newest(self, server: str) -> str:
@@ -121,7 +121,7 @@ class MySQLGTIDs:
         return f"{name}:{self._intervals[name][-1][1]}" if name else ""
 
     def minus(self, other: MySQLGTIDs) -> MySQLGTIDs:
-        """Return what is in this set but not in the other."""
+        """Return the transactions of this set that are not in the other."""
         left = MySQLGTIDs()
         for name, intervals in self._intervals.items():
             holes = other._intervals.get(name, [])
@@ -176,7 +176,7 @@ class MariaDBGTIDs:
             self._last[str(domain)] = f"{server}-{number}"
 
     def add(self, gtid: str) -> None:
-        """Move on to a transaction, `domain-server-number`."""
+        """Advance to a transaction, `domain-server-number`."""
         domain, _, rest = gtid.partition("-")
         self._last[domain] = rest
 
@@ -231,7 +231,7 @@ class MariaDBState:
 
     @classmethod
     def decoded(cls, event: bytes) -> Self:
-        """Return what a GTID_LIST event says: what came before its file."""
+        """Parse a GTID_LIST event: the transactions before its file."""
         state = cls()
         count = int.from_bytes(event[19:23], "little") & 0xFFFFFFF
         for domain, server, number in _listed.iter_unpack(event[23 : 23 + 16 * count]):

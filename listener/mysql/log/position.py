@@ -1,4 +1,4 @@
-"""The place of a change in a binlog, and what a checkpoint needs so that reading can go on there."""
+"""The position of a change in a binlog, and the data that a checkpoint needs to continue there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class BinlogPosition:
     # When the file was created, in seconds since 1970; 0: unknown. After a RESET, a file of this name has another time.
     created_at: int = 0
     gtids: str | None = None  # all transactions that were published completely; None if there are no GTIDs
-    gtid: str = ""  # of the transaction that was published in part
+    gtid: str = ""  # of the partly published transaction
     # With prepared transactions, which have to be read again after a restart: `gtids` is what was published before the
     # first of them, `restart` its file and offset, and `published` all that was published.
     restart: str = ""
@@ -56,7 +56,7 @@ class BinlogPosition:
 
     @classmethod
     def parse(cls, text: str) -> BinlogPosition:
-        """Return the position that `str` printed; raises ValueError."""
+        """Parse the output of `str`. Raise ValueError."""
         place, *rest = text.split(" ")
         file, offset, ordinal = place.rsplit(":", 2)
         words = dict(word.split("=", 1) for word in rest)
@@ -85,7 +85,7 @@ class BinlogPosition:
 
     @property
     def start(self) -> tuple[str, int]:
-        """File and offset at which reading has to begin."""
+        """The file and offset at which reading has to begin."""
         file, _, offset = (self.restart or f"{self.file}:{self.offset}").rpartition(":")
         return file, int(offset)
 

@@ -84,7 +84,7 @@ class Parser:
 
     @property
     def word(self) -> bytes:
-        """The current token as a word in upper case; empty if it is no word."""
+        """The current token as a word in upper case; empty if it is not a word."""
         return self.now.word
 
     @property
@@ -182,7 +182,7 @@ _BRACKETS: Final = {b"(": 1, b")": -1}
 _QUERIES: Final = frozenset({b"SELECT", b"VALUES", b"TABLE", b"WITH"})
 _SETTABLE: Final = frozenset({b"PASSWORD", b"DEFAULT", b"ROLE"})
 _SYSTEM: Final = frozenset({"mysql", "sys", "information_schema", "performance_schema"})
-# Words that may precede a bracket and are no stored function: the server's own functions take precedence.
+# Words that may precede a bracket and are not stored functions: the server's own functions take precedence.
 _BUILT_IN: Final = frozenset(
     b"""
     AGAINST ALL AND ANY AS BETWEEN BY CASE CHECK COLUMNS CONSTRAINT DISTINCT DIV ELSE ENGINE EXCEPT EXISTS

@@ -95,7 +95,7 @@ class Token(NamedTuple):
 
     @property
     def word(self) -> bytes:
-        """The word in upper case; empty if it is no word."""
+        """The word in upper case; empty if it is not a word."""
         return self.text.upper() if self.kind is Kind.WORD else b""
 
 
@@ -114,7 +114,7 @@ class Rules:
 
 
 def tokens(text: bytes, rules: Rules) -> Iterator[Token]:
-    """Yield the tokens of a statement, one by one: no further than the caller asks.
+    """Yield the tokens of a statement, one by one, only as far as the caller needs.
 
     Never raises. Takes time in proportion to the text.
     """

@@ -1,9 +1,9 @@
 """Statements in the binlog: their text, and the session that ran them.
 
 The QUERY event has a statement's text as the client sent it, with the session's schema, its sql_mode and the client's
-character set. With these, `lexer.py` cuts the text into tokens, and `grammar.py` says what it does to rows.
+character set. With these, `lexer.py` cuts the text into tokens, and `grammar.py` determines its effect on rows.
 
-In some cases the event does not say how a text has to be read:
+In some cases the event does not show how to read a text:
 
 - `SET STATEMENT sql_mode=… FOR …` (MariaDB): the event has the mode of the execution, but the server read the text
   under the session's mode. Here it is read under each mode, and is UNKNOWN if the results differ.

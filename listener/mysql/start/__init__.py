@@ -1,1 +1,1 @@
-"""Where reading begins, and whether the server still has the log that a checkpoint belongs to."""
+"""The start of reading, and whether the server still has the log of a checkpoint."""

@@ -1,4 +1,4 @@
-"""Whether the server still has what comes after a checkpoint, and where reading goes on."""
+"""Checks that the server still has the changes after a checkpoint, and finds where reading continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESET: Final = "The log was reset, or the server was restored from an earlier s
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What there is of a server's log: all that a checkpoint is compared with."""
+    """The state of a server's log: everything that a checkpoint is compared with."""
 
     files: Sequence[LogFile]  # oldest first
     oldest: BinlogPosition  # its start
@@ -37,7 +37,7 @@ class Log:
 
 
 def reachable(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
-    """Return where to go on if there is no gap: the checkpoint in this server's terms."""
+    """Return where to continue if there is no gap: the checkpoint in this server's terms."""
     if not server.has_gtids:  # it may have had them
         return replace(after, created_at=log.created_at, gtids=None, gtid="", published=None)
     if _is_by_place(server, after) and log.size(after.start[0]) is None:  # purged, with nothing new in it
@@ -48,7 +48,7 @@ def reachable(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition
 def find_gap(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     """Return the gap between the checkpoint and what the server still has.
 
-    Raises SourceLostError if the server is a replica that has not yet reached the checkpoint, e.g. after a failover.
+    Raise SourceLostError if the server is a replica that has not yet reached the checkpoint, e.g. after a failover.
     """
     if after.server == server.name and (gap := _other_log(after, log)):
         return gap
@@ -82,14 +82,14 @@ def _gap_before_purged(after: BinlogPosition, log: Log) -> GapError | None:
     lost = MySQLGTIDs(after.done or "").minus(MySQLGTIDs(log.oldest.gtids or ""))
     if not lost:
         return None
-    return _log_reset(f"{_RESET}: {after.file} is purged, but what the server has purged lacks {lost}.")
+    return _log_reset(f"{_RESET}: {after.file} is purged, but the purged transactions do not include {lost}.")
 
 
 def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPosition:
-    """Return where to go on if the gap is accepted: at the oldest transaction that the server has and we do not.
+    """Return where to continue if the gap is accepted: at the server's oldest transaction that we do not have.
 
-    A new epoch keeps its positions apart from those that were published with the same numbers. What was published and
-    the server has not got is not part of the position: nobody could wait for it.
+    A new epoch keeps its positions apart from those that were published with the same numbers. What was published but
+    is missing on the server is not part of the position: it would never come.
     """
     epoch, oldest = after.epoch + 1, log.oldest
     start = replace(oldest, epoch=epoch)
@@ -109,7 +109,7 @@ def beyond_gap(server: Server, after: BinlogPosition, log: Log) -> BinlogPositio
 def _domains_beyond(
     after: BinlogPosition, oldest: BinlogPosition, log: Log, missing: MariaDBGTIDs
 ) -> MariaDBGTIDs:
-    """Return where to go on in each of MariaDB's domains: at its oldest one where the server lacks what was published.
+    """Return where to continue in each MariaDB domain: at its oldest transaction if the server lacks published ones.
 
     What the server has not got must not stay in the position: the next start would take it for a gap again.
     """
@@ -123,7 +123,7 @@ def _domains_beyond(
 
 
 def _is_by_place(server: Server, after: BinlogPosition) -> bool:
-    """Return whether reading goes on by file and offset although there are GTIDs: MariaDB's are not ordered."""
+    """Return whether reading continues by file and offset in spite of GTIDs: MariaDB's are not ordered."""
     return server.is_mariadb and after.is_place_on(server.name)
 
 
@@ -135,12 +135,12 @@ def _other_log(after: BinlogPosition, log: Log) -> GapError | None:
         )
     if not log.has_last:
         place = after.last.rpartition(":")[0]
-        return _log_reset(f"{_RESET}: the transaction at {place} is not the one that was published last.")
+        return _log_reset(f"{_RESET}: the transaction at {place} is not the last published one.")
     size = log.size(after.file)
     if after.file_number > log.current.file_number or (size is not None and after.offset > size):
         end = f"{log.current.file}:{log.current.offset}"
         return _log_reset(
-            f"{_RESET}: the checkpoint is at {after.file}:{after.offset}, and the log ends at {end}."
+            f"{_RESET}: the checkpoint is at {after.file}:{after.offset}, but the log ends at {end}."
         )
     return None
 
@@ -148,8 +148,8 @@ def _other_log(after: BinlogPosition, log: Log) -> GapError | None:
 def _gap_in_files(server: Server, after: BinlogPosition, log: Log) -> GapError | None:
     if after.server != server.name:
         return GapError(
-            f"The checkpoint {after.file}:{after.offset} is of another server, {after.server}, and without GTIDs "
-            "its place in this server's log is not known.",
+            f"The checkpoint {after.file}:{after.offset} belongs to another server, {after.server}, and without GTIDs "
+            "its position in this server's log is unknown.",
             hint=ACCEPT_GAP,
             code="other_server",
         )

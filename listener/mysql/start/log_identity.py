@@ -1,4 +1,4 @@
-"""Which log it is: when a file was created, and which transaction is at a place.
+"""Identifies a log: the creation time of a file, and the transaction at a position.
 
 After a reset or a restore a server has files with the same names, and gives the same GTIDs to other transactions.
 """
@@ -70,7 +70,7 @@ def _is_about_the_file(event: bytes) -> bool:
 
 @contextmanager
 def _events(url: str, file: str, offset: int) -> Iterator[Iterator[bytes]]:
-    """Give the events from a place to the log's end, each with a checksum."""
+    """Provide the events from a position to the log's end, each with a checksum."""
     with closing(connect(url)) as connection, translated(connection):
         yield with_checksums(events_as_tool(connection, file, offset))
 

@@ -1,4 +1,4 @@
-"""Where reading begins: what is asked of the server before it."""
+"""The start of reading, and the queries before it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def starting_position(
     from_start: bool,
     accept_gap: bool,
 ) -> BinlogPosition:
-    """Return where to go on: behind the checkpoint; without one, at the end or the start of the log.
+    """Return where to continue: after the checkpoint; without one, at the end or the start of the log.
 
-    Raises GapError if the server does not have what comes next.
+    Raise GapError if the server does not have the next changes.
     """
     if after is None:
         start = start_of(connection, server) if from_start else current
@@ -48,7 +48,7 @@ def starting_position(
 
 
 def read_log(connection: Connection[Any], server: Server, url: str, after: BinlogPosition) -> Log:
-    """Return what the server has of its log; raises SourceError, SourceLostError."""
+    """Return the state of the server's log. Raise SourceError, SourceLostError."""
     found = Log(
         files=log_files(connection),
         oldest=start_of(connection, server),

@@ -1,10 +1,10 @@
-"""What only MariaDB's catalogue knows of a table: its log does not have everything.
+"""Table data found only in MariaDB's catalogue: its log does not have everything.
 
 In the log a UUID looks like a BINARY, and a JSON like a LONGTEXT. The old form of the temporal types
 (`mysql56_temporal_format=OFF`) has no number of digits there. The columns that the server adds by itself, and
 those of WITH SYSTEM VERSIONING, look like any other. MySQL's log has everything.
 
-The catalogue says how a table is now, and the log is read a moment later. So the listener looks up all tables at the
+The catalogue shows the current tables, but the log is read slightly later. So the listener looks up all tables at the
 start, and a table again when a statement in the log may have changed it.
 """
 
@@ -95,7 +95,7 @@ class Definitions:
                 self._kept.update(self._read(" = %s", [str(schema)]))
 
     def forget(self, statement: bytes) -> None:
-        """Forget the tables that a statement names and so may have changed: they are looked up again when needed."""
+        """Drop the tables that a statement names and may have changed: they are looked up again when needed."""
         text = statement.decode(errors="backslashreplace").lower()
         for name in [name for name in self._kept if _may_name(text, name[1].lower())]:
             del self._kept[name]
@@ -109,7 +109,7 @@ class Definitions:
             return self._read(" = %s AND TABLE_NAME = %s", list(name)).get(name, Definition())
 
     def _read(self, condition: str, arguments: list[str]) -> dict[tuple[str, str], Definition]:
-        """Return the tables, with those of their columns that the log cannot tell from others."""
+        """Return the tables, with the columns that the log does not distinguish from others."""
         tables = self._session.fetch(_TABLES + condition, arguments)
         columns: dict[tuple[str, str], dict[str, CatalogueColumn]] = {}
         for schema, table, column, *rest in self._session.fetch(_COLUMNS + condition, arguments):

@@ -1,4 +1,4 @@
-"""Whether the log has the values that the routes need: with binlog_row_image=MINIMAL or NOBLOB it lacks some."""
+"""Checks that the log has the values that the routes need: with binlog_row_image=MINIMAL or NOBLOB it lacks some."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _not_compared(route: Route, table: str, columns: Sequence[str], image: str) 
     listed = ", ".join(columns)
     return (
         f"{table}: the old value of {listed} is not in the log (binlog_row_image={image}): "
-        f"{route.when!r} fires at each UPDATE that sets {listed}, also to the value that it had"
+        f"{route.when!r} fires at each UPDATE that sets {listed}, even to the same value"
     )
 
 

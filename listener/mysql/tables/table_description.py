@@ -1,4 +1,4 @@
-"""Tables as the log describes them, with what only the catalogue knows, and which of them the routes select."""
+"""Tables as described in the log, with data from the catalogue, and which of them the routes select."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["TableSelection", "Tables", "selected_tables"]
 
 
 class Tables:
-    """Makes a `Table` from each description in the log."""
+    """Creates a `Table` from each description in the log."""
 
     def __init__(
         self, definitions: Definitions | None, charsets: Charsets, routes: Sequence[Route], *, mariadb: bool
     ) -> None:
-        """`definitions`: what only the catalogue knows; None if the log has everything."""
+        """`definitions`: data found only in the catalogue; None if the log has everything."""
         self._definitions = definitions
         self._charsets = charsets
         self._selection = TableSelection(routes)
         self._mariadb = mariadb
 
     def describe(self, body: bytes) -> Table | None:
-        """Return the table; None for one that no route selects and that cannot be read.
+        """Return the table; None if no route selects it and it cannot be read.
 
         Raises SourceError if the rows of a selected table have no column names, or cannot be read.
         """
@@ -53,13 +53,13 @@ class Tables:
             return None
 
     def forget(self, statement: bytes) -> None:
-        """Forget what the catalogue said of the tables that a statement may have changed."""
+        """Drop the catalogue data of the tables that a statement may have changed."""
         if self._definitions is not None:
             self._definitions.forget(statement)
 
     def _describe(self, table_map: TableMap, *, is_selected: bool) -> Table:
-        """Return the table; raises KeyError, ValueError if a column's layout is not known."""
-        # A TEXT of the marks may look like a JSON of MariaDB's; nobody renders it.
+        """Return the table. Raise KeyError, ValueError if a column's layout is unknown."""
+        # A TEXT of the marks may look like MariaDB's JSON; it is not rendered.
         if (
             self._definitions is None
             or table_map.name == MARKS_TABLE
@@ -83,7 +83,7 @@ class Tables:
             known = definition.columns.get(column.name)
             if column.type in OLD_TEMPORAL and not (known and known.is_old):
                 raise ValueError(
-                    f"the log does not say how many digits column {column.name} had, and the table has changed since"
+                    f"the log does not show how many digits column {column.name} had, and the table has changed since"
                 )
             yield layout_of(column, self._charsets, known) if known else layout_of(column, self._charsets)
 
@@ -105,7 +105,7 @@ def _check_metadata(table: TableMap, *, mariadb: bool) -> None:
 
 
 def _named(body: bytes) -> TableMap:
-    """Return the schema and name, which can be read whatever the columns are."""
+    """Return the schema and name, which can be read with any columns."""
     end = 1 + body[0]
     start = end + 2
     return TableMap(

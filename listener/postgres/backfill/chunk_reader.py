@@ -1,8 +1,8 @@
-"""Reads chunks of rows in a session and a thread of its own, each between two marks in the log.
+"""Reads chunks of rows in its own session and thread, each between two marks in the log.
 
-The marks are transactional logical messages: their commits have a place and a time in the log. The lower mark is
-committed first. Then all transactions end that were writing at that moment. Then the rows are read, then the upper mark
-is committed. `docs/design.md`, "How a read gets its place in the stream", has the argument.
+The marks are transactional logical messages: their commits have a position and a time in the log. The lower mark is
+committed first. Then all transactions that were writing at that moment end. Then the rows are read, then the upper mark
+is committed. `docs/design.md`, "How a read gets its place in the stream", has the reasoning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["ChunkReader", "FoundRows", "TableColumn"]
 _UNFINISHED_EVERY: Final = (
     0.001,
     0.2,
-)  # seconds between two looks at open transactions: the first, the longest
+)  # seconds between two checks of open transactions: the first, the longest
 
 
 class TableColumn(NamedTuple):
@@ -42,11 +42,11 @@ class TableColumn(NamedTuple):
 
 
 class FoundRows(NamedTuple):
-    """What a chunk's SELECT returned."""
+    """The result of a chunk's SELECT."""
 
     table: ReadableTable
     columns: tuple[TableColumn, ...]
-    rows: list[Row]  # the server's texts, as the log has them
+    rows: list[Row]  # server text, as in the log
     is_end: bool
     last: Key | None  # of the last row
 
@@ -55,7 +55,7 @@ class ChunkReader(ChunkThread[tuple[str, ChunkRequest], FoundRows]):
     """Reads chunks between two marks; `found` is set before the upper mark is written."""
 
     def __init__(self, connect: Callable[[], Connection], *, publication: str | None) -> None:
-        """`connect` opens an ordinary session; `publication` says which columns are sent, None: all."""
+        """`connect` opens an ordinary session; `publication` defines the columns that are sent, None: all."""
         super().__init__()
         self._connect = connect
         self._publication = publication
@@ -86,14 +86,14 @@ class ChunkReader(ChunkThread[tuple[str, ChunkRequest], FoundRows]):
             self._session = session = self._connect()
             if session.info.parameter_status("server_encoding") == "SQL_ASCII":
                 with translated(session):
-                    session.set_client_encoding("SQL_ASCII")  # the texts as they are, as the log has them
-            # The upper mark waits for the disk, because the server sends what is on its disk; and for no standby.
+                    session.set_client_encoding("SQL_ASCII")  # unconverted text, as in the log
+            # The upper mark waits for the disk, because the server sends only what is on disk, but not for standbys.
             execute(session, "SET synchronous_commit = local")
-            execute(session, "SET row_security = off")  # an error, instead of rows that are left out silently
+            execute(session, "SET row_security = off")  # an error instead of rows that are silently left out
         return self._session
 
     def _wait_for_writers(self, session: Connection) -> None:
-        """Return when all transactions have ended that had written something, and were open after the lower mark."""
+        """Return when all transactions that had written something and were open after the lower mark have ended."""
         open_now = _open_transactions(session)
         pause, longest = _UNFINISHED_EVERY
         while open_now:
@@ -103,7 +103,7 @@ class ChunkReader(ChunkThread[tuple[str, ChunkRequest], FoundRows]):
             pause = min(2 * pause, longest)
 
     def _select(self, session: Connection, table: ReadableTable, request: ChunkRequest) -> FoundRows:
-        """Read the rows. The lock keeps the columns as they are until all rows are read."""
+        """Read the rows. The lock keeps the columns unchanged until all rows are read."""
         execute(
             session,
             SQL("BEGIN READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE").format(table.source),
@@ -131,7 +131,7 @@ class ChunkReader(ChunkThread[tuple[str, ChunkRequest], FoundRows]):
 
 @contextmanager
 def _without_values() -> Iterator[None]:
-    """Raise an error about a row's values without them: the server's message has them."""
+    """Raise an error about a row without its values, which the server's message contains."""
     try:
         yield
     except SourceError as error:
@@ -146,11 +146,11 @@ def _without_values() -> Iterator[None]:
 
 
 def _check_sent(table: ReadableTable, columns: Sequence[TableColumn]) -> None:
-    """Raise BackfillRefusedError if the stream does not send the key: then nobody knows which rows it changes."""
+    """Raise BackfillRefusedError if the stream does not send the key: then it is unknown which rows it changes."""
     missing = sorted(set(table.key) - {column.name for column in columns})
     if missing:
         raise BackfillRefusedError(
-            f"The stream does not send {', '.join(missing)} of {'.'.join(table.name)}, by which the table is read.",
+            f"The stream does not send {', '.join(missing)}, the key by which {'.'.join(table.name)} is read.",
             hint="Let a route of the table use it (columns=[…]), or leave CDC_COLUMN_LISTS out.",
             code="backfill_no_key",
         )
@@ -170,7 +170,7 @@ def _open_transactions(session: Connection) -> set[str]:
 def _statement(
     session: Connection, table: ReadableTable, columns: Sequence[TableColumn], request: ChunkRequest
 ) -> bytes:
-    """Return the COPY: its texts are those of the log, because both come from the types' output functions."""
+    """Return the COPY: its text is that of the log, because both come from the types' output functions."""
     codec = "utf-8"
 
     def encoded(part: Composable) -> bytes:
@@ -188,7 +188,7 @@ def _statement(
 
 
 def _literal(value: str) -> bytes:
-    """Return a literal without a type: it gets that of the column that it is compared with."""
+    """Return a literal without a type: it gets the type of the column in the comparison."""
     return b"'%b'" % value.encode("utf-8", "surrogateescape").replace(b"'", b"''")
 
 
@@ -246,8 +246,8 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     return _letter(match[1])
 
 
-# Those that the stream sends. A generated column is sent if it is stored, and the publication says so (version 18);
-# wal2json sends stored ones always.
+# Those that the stream sends. A generated column is sent if it is stored and published (version 18);
+# wal2json always sends stored ones.
 _COLUMNS: Final = """
 SELECT a.attname::text, a.atttypid::bigint
 FROM pg_attribute a LEFT JOIN pg_publication p ON p.pubname = %(publication)s

@@ -1,4 +1,4 @@
-"""Which table a backfill reads, in the order of which key, and whether the role may read it."""
+"""The table that a backfill reads, the key for the reading order, and whether the role may read it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReadableTable(NamedTuple):
 
     @property
     def source(self) -> Composed:
-        """The table for FROM: without the tables that inherit from it, because their rows come under other names."""
+        """The table for FROM, without the tables that inherit from it: their rows have other table names."""
         only = SQL("") if self.is_partitioned else SQL("ONLY ")
         return only + Identifier(*self.name)
 
@@ -40,10 +40,10 @@ class ReadableTable(NamedTuple):
 
 
 def find_table(connection: Connection, name: TableName, publication: str | None = None) -> ReadableTable:
-    """Return the table, with the key by which it is read. Raise BackfillRefusedError, SourceError, SourceLostError.
+    """Return the table, with the key for the reading order. Raise BackfillRefusedError, SourceError, SourceLostError.
 
     The key is that of the replica identity, if there is one: the stream has it for each UPDATE and DELETE. With
-    `publication`, a partition is refused whose changes come under the name of the table that it is a part of.
+    `publication`, a partition is refused if its changes come under the name of its root.
     """
     rows = fetch(connection, _TABLE, list(name))
     if not rows or rows[0][1] not in "rp":
@@ -56,17 +56,17 @@ def find_table(connection: Connection, name: TableName, publication: str | None 
     _check_right(name, role, usable=usable, may_read=may_read)
     if publication is not None and (root := fetch_value(connection, _ROOT, [oid, publication])):
         raise BackfillRefusedError(
-            f"{'.'.join(name)} is a partition of {root}, and its changes come as that one's.",
+            f"{'.'.join(name)} is a partition of {root}, and its changes come under that name.",
             hint=f"Name {root} instead.",
             code="backfill_partition",
         )
     keys = fetch(connection, _KEYS, [oid])
     if not keys:
         raise BackfillRefusedError(
-            f"The table {'.'.join(name)} has no primary key, and no unique key whose columns are NOT NULL: it has no "
-            "order in which it can be read in chunks.",
+            f"The table {'.'.join(name)} has no primary key, and no unique key with NOT NULL columns: there is no "
+            "order for reading it in chunks.",
             hint=f"ALTER TABLE {quoted_table(name)} ADD PRIMARY KEY (…);\n"
-            f"Or: ALTER TABLE {quoted_table(name)} ADD UNIQUE (…); with columns that are NOT NULL",
+            f"Or: ALTER TABLE {quoted_table(name)} ADD UNIQUE (…); with NOT NULL columns",
             code="backfill_no_key",
         )
     return ReadableTable(oid, name, kind == "p", tuple(keys[0][0]))
@@ -88,7 +88,7 @@ def _grant(name: TableName, role: str, *, usable: bool) -> str:
 
 
 def find_in_reads(connection: Connection, tables: Sequence[TableName]) -> Iterator[Finding]:
-    """Yield a problem for each table that a route wants to have read, and that the role may not read."""
+    """Yield a problem for each table of a route with READ that the role may not read."""
     for name in tables:
         for _oid, _kind, usable, may_read, role in fetch(connection, _TABLE, list(name)):
             if not (usable and may_read):
@@ -96,7 +96,7 @@ def find_in_reads(connection: Connection, tables: Sequence[TableName]) -> Iterat
                     what=f"table {'.'.join(name)}",
                     state=State.WARNING,
                     code="backfill_no_right",
-                    found=f"a route takes EventType.READ, and the role {role} may not read the table",
+                    found=f"a route takes EventType.READ, but the role {role} may not read the table",
                     hint=_grant(name, role, usable=usable),
                 )
 
@@ -104,7 +104,7 @@ def find_in_reads(connection: Connection, tables: Sequence[TableName]) -> Iterat
 def plan_table(
     connection: Connection, name: TableName, where: str | None, limit: int, publication: str | None = None
 ) -> TablePlan:
-    """Return how the table would be read. Raise BackfillRefusedError, SourceError, SourceLostError."""
+    """Return the plan for reading the table. Raise BackfillRefusedError, SourceError, SourceLostError."""
     check_where(where)
     table = find_table(connection, name, publication)
     rows = SQL("SELECT 1 FROM {} WHERE ").format(table.source) + _condition(where)
@@ -118,8 +118,8 @@ def plan_table(
         if where is None:
             raise
         raise BackfillRefusedError(
-            f"PostgreSQL does not take the condition {where!r}: {error.message}",
-            hint="Write what may stand after WHERE, with the table's columns. Functions and types of your own need "
+            f"PostgreSQL does not accept the condition {where!r}: {error.message}",
+            hint="Write a condition as after WHERE, with the table's columns. Your own functions and types need "
             "their schema, e.g. public.my_function(id).",
             code="backfill_where",
         ) from error

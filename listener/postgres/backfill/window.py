@@ -1,4 +1,4 @@
-"""The place of a chunk in the stream: what comes between its marks replaces what was read."""
+"""The position of a chunk in the stream: changes between its marks replace the rows read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ReadChange", "Window"]
 
 
 class ReadChange(WALChange):
-    """A row as a backfill read it; its position is in the transaction of the chunk's upper mark."""
+    """A row that a backfill read; its position is in the transaction of the chunk's upper mark."""
 
     __slots__ = ()
 
@@ -46,7 +46,7 @@ class Window:
         publication: str | None,
         refusal: CDCError | None = None,
     ) -> None:
-        """`source` names the cluster in ids; `refusal` is why this stream cannot have marks."""
+        """`source` names the cluster in ids; `refusal` is the reason if this stream cannot have marks."""
         self._decoder = decoder
         self._source = source
         self._refusal = refusal
@@ -61,11 +61,11 @@ class Window:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a chunk is being read, or waits for its place."""
+        """Whether a chunk is being read, or waits for its position."""
         return self._request is not None
 
     def start(self, request: ChunkRequest) -> None:
-        """Begin to read a chunk; `passed` will return it."""
+        """Start to read a chunk; `passed` returns it later."""
         self._request, self._token = request, uuid4().hex
         self._is_open = False
         self._seen.forget()
@@ -73,7 +73,7 @@ class Window:
             self._reader.start((self._token, request))
 
     def passed(self, changes: Sequence[WALChange], mark: Watermark | None) -> Chunk | None:
-        """Take in what the stream has brought, and the mark at its end; return the chunk if this is its place."""
+        """Process new changes of the stream, and the mark at their end; return the chunk if this is its position."""
         request = self._request
         if request is None:
             return None
@@ -92,7 +92,7 @@ class Window:
         return self._chunk(request, self._reader.found, self._decoder.transaction)
 
     def close(self) -> None:
-        """Drop what is being read, and close the sessions."""
+        """Drop the chunk being read, and close the sessions."""
         self._request = None
         self._reader.close()
         self._types.close()

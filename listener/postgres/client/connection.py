@@ -1,4 +1,4 @@
-"""Opens sessions on PostgreSQL, and translates their errors: here, and nowhere else."""
+"""Opens sessions on PostgreSQL, and translates their errors; no other module does."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SESSION: Final = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "quote_all_identifiers": "off",
-    "standard_conforming_strings": "on",  # else psycopg2 writes E'…', which the replication grammar does not accept
+    "standard_conforming_strings": "on",  # psycopg2 would write E'…', which the replication grammar does not accept
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
@@ -74,7 +74,7 @@ _NOT_ACCEPTING: Final = "57P03"  # the server is starting up, shutting down, or 
 _ESCAPED: Final = r"\ "  # a space within a value of libpq's options
 _LISTS: Final = ("host", "hostaddr", "port")  # have one item for each of several hosts
 
-# Defaults: the URL's parameters take precedence. With these a dead connection is noticed after half a minute.
+# Defaults: the URL's parameters take precedence. With these a dead connection is detected after half a minute.
 _PARAMETERS: Final[Mapping[str, Any]] = {
     "application_name": "cdc-tasks",
     "connect_timeout": 10,
@@ -89,7 +89,7 @@ _PARAMETERS: Final[Mapping[str, Any]] = {
 def connect(url: str, *, beside: Connection | None = None) -> Connection:
     """Open an ordinary session with autocommit. Raise SourceError, SourceLostError.
 
-    `beside` is an open session: of several servers that the URL names, use that one's.
+    `beside` is an open session: if the URL names several servers, use the server of that session.
     """
     parameters = _parameters_now(url)
     connection: Connection = _connect(parameters if beside is None else _only(parameters, beside.info))
@@ -113,7 +113,7 @@ def connect_replication(url: str) -> LogicalReplicationConnection:
         _check_protocol(connection)
         _pin(connection)
         if (encoding := _server_encoding(connection)) != "UTF8" and encoding in encodings:
-            # Without conversion: the server would stop at the first bytes for which UTF-8 has no character.
+            # Without conversion: the server would stop at the first bytes without a UTF-8 character.
             connection.set_client_encoding("SQL_ASCII")
     return connection
 
@@ -169,7 +169,7 @@ def _pin(connection: Connection) -> None:
 
 
 def log_codec(connection: LogicalReplicationConnection) -> str:
-    """Return Python's name of the encoding of the log's texts."""
+    """Return Python's name for the encoding of the log's text."""
     encoding = _server_encoding(connection)
     return "utf-8" if encoding in {"UTF8", "SQL_ASCII"} else encodings.get(encoding, "utf-8")
 
@@ -201,20 +201,20 @@ def _only(parameters: Mapping[str, Any], info: ConnectionInfo) -> dict[str, Any]
 
 
 def _parameters_now(url: str) -> dict[str, Any]:
-    """Return libpq's parameters, with the password that is valid now."""
+    """Return libpq's parameters, with the current password."""
     parameters, password = connection_parameters(url), password_now(url)
     return parameters if password is None else {**parameters, "password": password}
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
-    """Return libpq's parameters for a URL, also for SQLAlchemy's `postgresql+psycopg2://`."""
+    """Return libpq's parameters for a URL, including SQLAlchemy's `postgresql+psycopg2://`."""
     url, _ = split_url(url)
     try:
         given = parse_dsn(_DRIVER.sub(r"\1", url))
         for port in given.get("port", "").split(","):  # one for each host
             int(port or 0)
     except (psycopg2.ProgrammingError, ValueError):
-        # The driver's message would show a part of the password.
+        # The driver's message would show part of the password.
         raise SourceError(
             "DATABASE_URL cannot be read.",
             hint="Write postgresql://user:password@host:port/database; in user and password, write each of"

@@ -1,4 +1,4 @@
-"""What an error about a slot means: one SQLSTATE has several possible reasons, and the catalogue tells which it is."""
+"""Finds the reason of an error about a slot: one SQLSTATE has several possible reasons; the catalogue shows which."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DENIED: Final = "42501"
 _NO_FILE: Final = "58P01"  # the plugin's library, or a segment of the log
 _MISSING: Final = "42704"  # the slot, or the publication as of then
 _LIMIT: Final = "53400"
-# The server cannot have the slot. Which of the three it reports depends on version and reason.
+# The server cannot create the slot. Which of the three it reports depends on version and reason.
 _UNFIT_SERVER: Final = frozenset({"55000", "0A000", "25006"})
 _DIAGNOSED: Final = frozenset({_DENIED, _NO_FILE, _MISSING, _LIMIT, *_UNFIT_SERVER})
 
@@ -68,7 +68,7 @@ def explain(
 ) -> CDCError:
     """Return `error` with its reason and hint; `error` itself if the catalogue has neither.
 
-    The error is one of creating the slot or of starting to read it. With `streams` it is one of reading on. `connect`
+    The error occurred while creating the slot or starting to read it; with `streams`, while reading. `connect`
     opens an ordinary session.
     """
     sqlstate = sqlstate_of(error)
@@ -110,7 +110,7 @@ def _denied(error: CDCError, facts: _Facts) -> CDCError:
     if not facts.may_replicate:
         hint = REPLICATION.format(role=quoted(facts.role))
         return PermissionDeniedError(error.message, hint=hint, code="replication_role")
-    # Newer minor releases have a list of the plugins that may be used.
+    # Newer minor releases have a list of permitted plugins.
     return PermissionDeniedError(error.message, hint=PLUGIN_LIBRARIES, code="plugin")
 
 

@@ -1,6 +1,6 @@
-"""PostgreSQL's errors as CDCErrors, each with a code and the command that mends it.
+"""PostgreSQL's errors as CDCErrors, each with a code and the command that fixes it.
 
-An error of the server's is recognized by its SQLSTATE (manual, appendix A), because its message is in the server's
+A server error is recognized by its SQLSTATE (manual, appendix A), because its message is in the server's
 language. What an SQLSTATE means for a slot depends on the server's state: see `diagnosis`.
 """
 
@@ -75,12 +75,12 @@ class NotAcceptingError(SourceLostError):
 
 _TAKES_OVER: Final = (
     "Another listener reads from it. This one takes over when that one ends. To run a second, independent listener, "
-    "give it a CDC_NAME of its own."
+    "give it its own CDC_NAME."
 )
 
 
 class _Meaning(NamedTuple):
-    """What an SQLSTATE stands for."""
+    """The meaning of an SQLSTATE."""
 
     error: type[CDCError]
     hint: str | None = None  # may name {role} and {database}
@@ -95,7 +95,7 @@ _MEANINGS: Final[Mapping[str, _Meaning]] = {
     "55006": _Meaning(SlotInUseError, _TAKES_OVER),
     "55P03": _Meaning(
         LockNotAvailableError,
-        "Who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
+        "See who holds a table: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle';",
     ),
 }
 
@@ -109,12 +109,12 @@ _REFUSALS: Final[Mapping[str, _Meaning]] = {
     "3D000": _Meaning(SourceError, DATABASE, "database_missing"),
     "55000": _Meaning(SourceError, "ALTER DATABASE {database} ALLOW_CONNECTIONS true;", "database_closed"),
     "53300": _Meaning(TooManyConnectionsError, CONNECTIONS),
-    "57P03": _Meaning(NotAcceptingError, "It is starting up or shutting down; the listener tries again."),
-    "42704": _OPTIONS,  # the server does not know the parameter
-    "22023": _OPTIONS,  # the server does not accept the value
+    "57P03": _Meaning(NotAcceptingError, "It is starting up or shutting down; the listener retries."),
+    "42704": _OPTIONS,  # unknown parameter
+    "22023": _OPTIONS,  # value not accepted
 }
 
-# The same SQLSTATEs, by the function in the server's source that refused. The names have stayed since version 9.
+# The same SQLSTATEs, by the function in the server's source that refused. The names are stable since version 9.
 _REFUSING: Final[Mapping[str, _Meaning]] = {
     "InitializeSessionUserId": _Meaning(SourceError, LOGIN, "login"),
     "auth_failed": _AUTHENTICATION,
@@ -122,7 +122,7 @@ _REFUSING: Final[Mapping[str, _Meaning]] = {
 }
 _BY_ROUTINE: Final = frozenset({"28000", "42501"})
 
-# libpq's and OpenSSL's own messages. They are in the language of this process: English, as the listener sets no other.
+# Messages of libpq and OpenSSL. They are in this process's language: English, because the listener sets no other.
 _LIBPQ: Final = (
     (re.compile(r"does not support SSL"), _Meaning(SourceError, TLS_OFF, "tls")),
     (re.compile(r"certificate|SSL error: (?!unexpected eof)"), _Meaning(SourceError, TLS, "tls")),
@@ -139,18 +139,18 @@ _TEMPORARY: Final = re.compile(r"08...|53...|57...|40...|55P03|58030")
 
 
 def translate(error: psycopg2.Error, parameters: Mapping[str, Any]) -> CDCError:
-    """Return a CDCError for a session's error; `parameters` are libpq's, and nothing secret is taken from them."""
+    """Return a CDCError for a session's error; `parameters` are libpq's, and no secret of them is used."""
     text = _primary(error)
     if meaning := _MEANINGS.get(error.pgcode or ""):
         return _made(meaning, text, parameters)
     if _is_temporary(error):
         return SourceLostError(text)
-    # Not every hint of the server's suits the listener: with "Specify another replication slot." it would lose changes.
+    # Not every server hint suits the listener: with "Specify another replication slot." it would lose changes.
     return SourceError(text, hint=None if error.pgcode == "55000" else error.diag.message_hint)
 
 
 def refused(words: str, refusal: Refusal | None, parameters: Mapping[str, Any]) -> CDCError:
-    """Return a CDCError that says why there is no session.
+    """Return a CDCError with the reason why there is no session.
 
     `refusal` is None if the server has accepted a session since. `words` are the messages of the first attempt, which
     name each host.
@@ -182,7 +182,7 @@ def _refusal(refusal: Refusal, parameters: Mapping[str, Any]) -> _Meaning:
         return _Meaning(PermissionDeniedError, REPLICATION, "replication_role")
     if sqlstate == "53300" and replicates and routine != "InitializeSessionUserId":
         return _Meaning(TooManyConnectionsError, SENDERS, "wal_senders")
-    # By its words: PgBouncer speaks English only.
+    # By its text: PgBouncer's messages are always English.
     if sqlstate == "08P01" and "unsupported startup parameter" in refusal.text:
         return _Meaning(SourceError, POOLER, "pooler")
     if meaning := _REFUSALS.get(sqlstate):
@@ -204,7 +204,7 @@ def _without_server(refusal: Refusal, parameters: Mapping[str, Any]) -> _Meaning
 def _is_temporary(error: psycopg2.Error) -> bool:
     if error.pgcode:
         return _TEMPORARY.fullmatch(error.pgcode) is not None
-    # psycopg2 raises a plain DatabaseError for a broken connection of which libpq has no message.
+    # psycopg2 raises a plain DatabaseError for a broken connection without a libpq message.
     is_broken = type(error) is psycopg2.DatabaseError
     return is_broken or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
 
@@ -217,7 +217,7 @@ def _primary(error: psycopg2.Error) -> str:
 
 
 def _line(words: str, refusal: Refusal | None) -> str:
-    """Return the line with the reason and the host: libpq writes one for each host."""
+    """Return the line with the reason and the host: libpq writes one per host."""
     lines = _lines(words)
     message = refusal.text if refusal and refusal.sqlstate else ""
     last = next((line for line in reversed(lines) if message and message in line), None)
@@ -238,7 +238,7 @@ def _named(parameters: Mapping[str, Any]) -> dict[str, str]:
 _VERBOSE: Final = 2  # PQERRORS_VERBOSE
 
 
-_LONGEST: Final = 60.0  # seconds for each host where connect_timeout is 0, which means forever
+_LONGEST: Final = 60.0  # seconds for each host if connect_timeout is 0, which means forever
 
 
 # FATAL:  28P01: password authentication failed …; LOCATION:  auth_failed, auth.c:317. The server translates `FATAL`.
@@ -248,12 +248,12 @@ _ERROR: Final = re.compile(r"^(?:.*?):  ([0-9A-Z]{5}): (.*)$", re.MULTILINE)
 _LOCATION: Final = re.compile(r"^\S.*?:  (\w+), \S+:\d+$", re.MULTILINE)
 
 
-# What psycopg2 raises while it connects. Before a session has an encoding, messages are in that of the server's locale.
+# Raised by psycopg2 while connecting. Before a session has an encoding, messages are in that of the server's locale.
 CONNECTING: Final = (psycopg2.Error, UnicodeDecodeError)
 
 
 class Refusal(NamedTuple):
-    """Why there is no session: the server's answer, or libpq's own error if no server answered."""
+    """Why there is no session: the server's refusal, or libpq's own error if no server answered."""
 
     text: str  # the server's message, in its language, or libpq's
     sqlstate: str | None = None  # None: no server refused
@@ -269,7 +269,7 @@ def error_text(error: psycopg2.Error | UnicodeDecodeError) -> str:
 
 
 def find_refusal(parameters: Mapping[str, Any]) -> Refusal | None:
-    """Connect with libpq's parameters, and return why that fails; None if the server accepts the session."""
+    """Connect with libpq's parameters, and return the refusal; None if the server accepts the session."""
     try:
         session: connection = psycopg2.connect(**parameters, async_=True)
     except psycopg2.Error as error:
@@ -306,7 +306,7 @@ def _parse(text: str, *, needs_password: bool) -> Refusal:
 
 
 def time_limit(parameters: Mapping[str, Any]) -> float:
-    """Return after how many seconds libpq gives up a connection attempt."""
+    """Return the seconds after which libpq gives up a connection attempt."""
     hosts = str(parameters.get("host", "")).count(",") + 1
     return hosts * (float(parameters.get("connect_timeout") or 0) or _LONGEST)
 

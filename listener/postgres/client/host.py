@@ -1,6 +1,6 @@
-"""Hosts of PostgreSQL on which nobody is a superuser: which one it is, and the hints in its words.
+"""PostgreSQL hosting services without superusers: detects them, and adapts hints to them.
 
-`ALTER SYSTEM` needs a superuser, so a hint with it is of no use there. A host is known by a role that each of its
+`ALTER SYSTEM` needs a superuser, so such a hint is useless there. A host is recognized by a role that each of its
 servers has. Sources, read on 2026-11-27: docs.aws.amazon.com (Performing logical replication for Amazon RDS for
 PostgreSQL), cloud.google.com/sql/docs/postgres/replication/configure-logical-replication, learn.microsoft.com/azure
 (Logical replication and logical decoding in Azure Database for PostgreSQL), supabase.com/docs/guides/database,
@@ -23,15 +23,15 @@ __all__ = ["Host", "find_host", "finding_in_words_of", "in_words_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A host, and how a setting or a right is given there."""
+    """A host, and how settings and permissions are changed there."""
 
     name: str
-    role: str  # that each of its servers has
-    setting: str  # how {name} = {value} is set; a restart is the host's own matter
-    replication: str  # how {role} gets REPLICATION
+    role: str  # exists on each of its servers
+    setting: str  # how to set {name} = {value}; including a restart
+    replication: str  # how to give {role} REPLICATION
     settings: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({})
-    )  # those set in another way
+    )  # those that are set differently
 
 
 _GROUP: Final = "in the DB parameter group (Aurora: in the DB cluster parameter group)"
@@ -71,7 +71,7 @@ _HOSTS: Final = (
             "wal_level": "enable Logical Replication in the settings of the project; this restarts all computes, and "
             "cannot be undone"
         },
-        replication="Create the role in Neon's console, CLI or API: one that SQL has created cannot get REPLICATION.",
+        replication="Create the role in Neon's console, CLI or API: a role created with SQL cannot get REPLICATION.",
     ),
     Host(
         name="Supabase",
@@ -88,24 +88,24 @@ _SETTING: Final = re.compile(
     r"(?: SELECT pg_reload_conf\(\);|   then restart PostgreSQL)?"
 )
 _REPLICATION: Final = re.compile(r'ALTER ROLE (?P<role>"(?:[^"]|"")*"|\S+) REPLICATION;')
-# What the hint says for all of them, and says needlessly where the host is known.
+# General remarks in hints that are not needed if the host is known.
 _ASIDE: Final = re.compile(r" +\(on Amazon RDS: [^)]*\)")
 
 
 def find_host(connection: Connection) -> Host | None:
-    """Return which host the server is on; None if it is none of those that are known."""
+    """Return the host of the server; None if it is unknown."""
     roles = {role for (role,) in fetch(connection, _ROLES, [[host.role for host in _HOSTS]])}
     return next((host for host in _HOSTS if host.role in roles), None)
 
 
 def in_words_of(host: Host | None, hint: str) -> str:
-    """Return a hint with what can be done on this host in the place of `ALTER SYSTEM` and `ALTER ROLE`."""
+    """Return a hint with this host's replacement for `ALTER SYSTEM` and `ALTER ROLE`."""
     if host is None:
         return hint
 
     def setting(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
-        value = value.strip("'") if value.count("'") == 2 else value  # and not a list of texts
+        value = value.strip("'") if value.count("'") == 2 else value  # and not a list of strings
         return host.settings.get(name, host.setting).format(name=name, value=value)
 
     def replication(found: re.Match[str]) -> str:
@@ -115,5 +115,5 @@ def in_words_of(host: Host | None, hint: str) -> str:
 
 
 def finding_in_words_of(host: Host | None, finding: Finding) -> Finding:
-    """Return a finding with its hint in the host's words."""
+    """Return a finding with its hint adapted to the host."""
     return replace(finding, hint=in_words_of(host, finding.hint)) if host and finding.hint else finding

@@ -1,4 +1,4 @@
-"""The replication slot: the server keeps its log for it, and it remembers how far the listener is."""
+"""The replication slot: the server keeps its log for it, and it stores the listener's position."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Slot:
     plugin: str | None
     database: str | None
     active_pid: int | None  # of the WAL sender that reads from it
-    restart_lsn: str | None  # the server keeps its log from here on
-    confirmed_flush_lsn: str | None  # all that committed before this is acknowledged
+    restart_lsn: str | None  # start of the log that the server keeps
+    confirmed_flush_lsn: str | None  # everything committed before it is acknowledged
     wal_status: str | None  # reserved, extended, unreserved or lost
     invalidation_reason: str | None  # version 17
     inactive_since: datetime | None  # version 17
@@ -111,7 +111,7 @@ def _slot(columns: dict[str, Any], current: str, retained: int | None, unconfirm
 
 
 def check_slot(slot: Slot, *, plugin: str, database: str) -> None:
-    """Raise SourceError if the listener cannot read from the slot that has its name."""
+    """Raise SourceError if the listener cannot read from the slot with its name."""
     if slot.kind != "logical":
         problem = f"is {slot.kind}, for a standby server"
     elif slot.database != database:
@@ -122,28 +122,28 @@ def check_slot(slot: Slot, *, plugin: str, database: str) -> None:
         return
     raise SourceError(
         f"The replication slot {slot.name} {problem}.",
-        hint="Choose another CDC_NAME or CDC_SLOT; or, if nobody needs what is in that slot:\n"
+        hint="Choose another CDC_NAME or CDC_SLOT. Or, if that slot is not needed:\n"
         f"  SELECT pg_drop_replication_slot('{slot.name}');",
         code="slot",
     )
 
 
 def gap_of(slot: Slot, saved: Saved | None = None) -> GapError | None:
-    """Return the gap that a lost slot leaves, with both its ends; None if the slot is not lost."""
+    """Return the gap of a lost slot, with both its ends; None if the slot is not lost."""
     if not slot.is_lost:
         return None
     reason = slot.invalidation_reason or slot.wal_status
     prevention = _PREVENTION.get(slot.invalidation_reason or "wal_removed")
     return GapError(
         f"The server has invalidated the replication slot {slot.name} ({reason}). What was committed after "
-        f"{unpublished_from(saved, slot)} and was not published is gone from its log. A new slot starts after "
+        f"{unpublished_from(saved, slot)} and not published is no longer in its log. A new slot starts after "
         f"{slot.current_lsn}.",
         hint=f"{ACCEPT_GAP}\nTo prevent it from now on: {prevention}" if prevention else ACCEPT_GAP,
         code="slot_lost",
     )
 
 
-# By the reason for which the server invalidated the slot.
+# By the server's reason for invalidating the slot.
 _PREVENTION: Final = {
     "wal_removed": "ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; SELECT pg_reload_conf();",
     "idle_timeout": "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
@@ -173,7 +173,7 @@ def create_slot(
     temporary: bool = False,
     wakeup: Wakeup | None = None,
 ) -> None:
-    """Create the slot: from now on the server keeps what commits. A `temporary` one ends with the session.
+    """Create the slot: from now on the server keeps its log. A `temporary` slot ends with the session.
 
     The server waits for the transactions that are open now, which may take long. `wakeup` ends the wait.
     Raise SourceError if the slot cannot be created, SourceLostError after `wakeup`.
@@ -206,7 +206,7 @@ def _creation(
 
 
 def drop_slot(connection: Connection, name: str) -> None:
-    """Drop the slot, and with it the server's record of how far the listener is. Raise SlotInUseError."""
+    """Drop the slot, and with it the server's record of the listener's position. Raise SlotInUseError."""
     fetch_value(connection, "SELECT pg_drop_replication_slot(%s)", [name])
     log.info("slot_dropped", slot=name)
 

@@ -22,7 +22,7 @@ __all__ = ["ReplicationStream"]
 
 # Seconds between two status updates, at most: the server drops a client after wal_sender_timeout without one.
 _FEEDBACK_EVERY = 10.0
-# Each status update asks for an answer. After this many without one the connection is half-open.
+# Each status update requests a reply. After this many without one the connection is half-open.
 _UNANSWERED = 3.5
 _NEVER = 2_000_000_000  # seconds: the largest number that psycopg2 accepts
 
@@ -47,18 +47,20 @@ class ReplicationStream:
         self._is_shutting_down = is_shutting_down
         self._every = min(_FEEDBACK_EVERY, sender_timeout / 3) if sender_timeout else _FEEDBACK_EVERY
         self._cursor: Any = connection.cursor()
-        # Acknowledgements have a cursor of their own. A cursor that reads takes over the LSN of each keepalive as soon
+        # Acknowledgements have their own cursor. A reading cursor takes over the LSN of each keepalive as soon
         # as its acknowledgement reaches the start of the last message. That start is 0 for a message that describes a
         # table, and before the first message. So the reading cursor sends nothing by itself, except when the server
-        # asks for an answer: see `PostgresWALMonitor._read`.
+        # requests a reply: see `PostgresWALMonitor._read`.
         self._feedback: Any = connection.cursor()
-        self._answered_at = self._cursor.feedback_timestamp  # by the reading cursor, because the server asked
+        self._answered_at = (
+            self._cursor.feedback_timestamp
+        )  # by the reading cursor, because the server requested it
         self._started_at = self._answered_at
-        self.has_begun = False  # a message has come
+        self.has_begun = False  # a message has arrived
         self._wakeup = wakeup
         self._closed = threading.Event()
         self._heard = monotonic()
-        self._reads = 0  # how often `read` was used
+        self._reads = 0  # number of uses of `read`
         self._keep_alive_thread = threading.Thread(target=self._keep_alive, name="keep-alive", daemon=True)
         self.flushed = 0  # acknowledged explicitly
 
@@ -96,10 +98,10 @@ class ReplicationStream:
         return read
 
     def _answer_request(self) -> None:
-        """Answer a server that has asked with what was received: a server that shuts down waits for no more than that.
+        """Reply with the received position to a server that requested it: at shutdown it waits for no more than that.
 
-        The reading cursor has answered already, perhaps with an old acknowledgement. For a server that waits the last
-        answer counts, and an answer without an acknowledgement stands for what was received.
+        The reading cursor has replied already, perhaps with an old acknowledgement. For a waiting server the last
+        reply counts, and a reply without an acknowledgement stands for the received position.
         """
         if self._cursor.feedback_timestamp > self._answered_at:
             self._answered_at = self._cursor.feedback_timestamp
@@ -108,7 +110,7 @@ class ReplicationStream:
 
     @property
     def has_answered(self) -> bool:
-        """Whether the server asked for an answer, and the reading cursor sent one with an LSN."""
+        """Whether the server requested a reply, and the reading cursor sent one with an LSN."""
         return bool(self._cursor.feedback_timestamp > self._started_at)
 
     def _read_first(self) -> Any:
@@ -118,12 +120,12 @@ class ReplicationStream:
 
     @property
     def server_position(self) -> int:
-        """How far the server has read its log for the slot: nothing before it is still to come."""
+        """How far the server has read its log for the slot: no earlier message will follow."""
         return int(self._cursor.wal_end)
 
     @property
     def silence(self) -> float:
-        """For how many seconds the server has been silent, as the last `wait` knew; any thread may ask."""
+        """How many seconds the server has been silent, as of the last `wait`. Any thread may read it."""
         return monotonic() - self._heard
 
     def wait(self, seconds: float) -> None:
@@ -161,10 +163,10 @@ class ReplicationStream:
         self.close()
 
     def _keep_alive(self) -> None:
-        """Send status updates while the reader is busy, e.g. waits for a broker or for a slow predicate.
+        """Send status updates while the reader is busy, e.g. waiting for a broker or a slow predicate.
 
-        A server that shuts down waits until all it sent is acknowledged, however long that takes. A busy reader may
-        take forever: so the listener closes the connection.
+        A server that shuts down waits without a limit until everything it sent is acknowledged. A busy reader may
+        take forever, so the listener closes the connection.
         """
         seen = self._reads
         while not self._closed.wait(self._every):
@@ -186,5 +188,5 @@ def _start_command(slot: str, options: Mapping[str, str]) -> Composed:
 
 
 def _literal(value: str) -> SQL:
-    """Return a literal of the replication grammar, which has no escapes: psycopg2's literals are SQL's."""
+    """Return a literal of the replication grammar, which has no escapes, unlike psycopg2's SQL literals."""
     return SQL("'{}'".format(value.replace("'", "''").replace("{", "{{").replace("}", "}}")))

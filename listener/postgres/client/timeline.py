@@ -1,8 +1,8 @@
-"""The server's timeline, and whether its log is the one that a checkpoint belongs to.
+"""The server's timeline, and whether a checkpoint belongs to its log.
 
 After a failover the log continues on a new timeline, from the LSN at which the new primary left the old one (manual,
 "Continuous Archiving and Point-in-Time Recovery", section "Timelines"). After a restore it continues on the same
-timeline, at LSNs at which other changes stood before.
+timeline, at LSNs that had other changes before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ResumePoint", "Timeline", "identify", "is_standby", "refuse_standby"
 
 _FIRST: Final = 1  # the only timeline without a predecessor
 
-# After pg_resetwal there is no history file; a hosted service may not let the listener read it.
+# After pg_resetwal there is no history file; a hosted service may not allow reading it.
 _NO_HISTORY: Final = (
     psycopg2.errors.UndefinedFile,
     psycopg2.errors.InsufficientPrivilege,
@@ -52,9 +52,9 @@ class ResumePoint(NamedTuple):
 
     generation: int = 0
     last: LastPublished = LastPublished()  # nothing up to and with it is published again
-    is_expected: bool = False  # the log must contain that change again, before anything later
+    is_expected: bool = False  # the log must contain that change again, before later ones
     lost_from: int = (
-        0  # the LSN at which the new primary left the log: later changes are lost, also published ones
+        0  # the LSN at which the new primary left the log: later changes are lost, even published ones
     )
 
 
@@ -74,7 +74,7 @@ def is_standby(connection: Connection) -> bool:
 
 
 def refuse_standby(connection: Connection) -> None:
-    """Raise SourceLostError if the server is a standby: it may be promoted in the middle of what it sends."""
+    """Raise SourceLostError if the server is a standby: it may be promoted while sending."""
     if is_standby(connection):
         raise SourceLostError("PostgreSQL: this server is a standby.", hint=PRIMARY, code="standby")
 
@@ -85,7 +85,7 @@ def resume(
     """Return how to continue after `checkpoint`.
 
     `confirmed` is the slot's position, `advanced_to` the last position to which this listener itself moved it. Raise
-    GapError if the log is not the one that the checkpoint belongs to, or if the slot has moved past unpublished
+    GapError if the checkpoint does not belong to this log, or if the slot has moved past unpublished
     changes.
     """
     saved = WALCheckpoint.parse(checkpoint)
@@ -103,7 +103,7 @@ def resume(
 def _restored(saved: WALCheckpoint, server: Timeline) -> GapError:
     end = f"{Era(saved.era.generation, server.timeline)}{format_lsn(server.end)}"
     return GapError(
-        f"The checkpoint {saved.label} lies beyond the end of the database's log, {end}: the database was restored "
+        f"The checkpoint {saved.label} is after the end of the database's log, {end}: the database was restored "
         "from an earlier state.",
         hint=RESTORED,
         code="log_restored",
@@ -112,8 +112,8 @@ def _restored(saved: WALCheckpoint, server: Timeline) -> GapError:
 
 def _slot_moved(saved: WALCheckpoint, slot: str, confirmed: int) -> GapError:
     return GapError(
-        f"The replication slot {slot} is at {format_lsn(confirmed)}, and the checkpoint at {saved.label}: what was "
-        "committed between the two may not have been published, and cannot be read any more. Either somebody dropped "
+        f"The replication slot {slot} is at {format_lsn(confirmed)}, but the checkpoint at {saved.label}: what was "
+        "committed between the two may not have been published, and cannot be read any more. Either someone dropped "
         "and created the slot again, or advanced it; or the broker has lost its latest data.",
         hint=f"{ACCEPT_GAP}\n"
         "If it was the broker: make it keep its data (redis-cli CONFIG SET appendonly yes), and make PostgreSQL keep "

@@ -1,4 +1,4 @@
-"""What the log does not say about types: read once from the server's catalogue, and cached."""
+"""Information on types that the log does not contain: read once from the server's catalogue, and cached."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class _Row(NamedTuple):
 class TypeCatalogue:
     """All types by OID: the built-in ones from a table in the code, the others from the server.
 
-    What a type is made of never changes, so each type is read once. A type that was dropped since is
+    The structure of a type never changes, so each type is read once. A type that has been dropped is
     "unknown": its values are the server's text.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
-        """`connect` opens an ordinary session; it is called for the first type to read, and the session is kept."""
+        """`connect` opens an ordinary session; it is called for the first type to read, and the session stays open."""
         self._connect = connect
         self._session: Connection | None = None
         self._known = dict(BUILTIN)
@@ -68,12 +68,12 @@ class TypeCatalogue:
             try:
                 return fetch(self._session, _DEPENDENCIES, [oid])
             except SourceLostError:
-                self.close()  # it was closed while it was idle
+                self.close()  # closed while idle
         self._session = self._connect()
         return fetch(self._session, _DEPENDENCIES, [oid])
 
     def _build(self, oid: int, rows: Mapping[int, _Row]) -> ValueType:
-        """Return the type, and cache it with the types that it is made of."""
+        """Return the type, and cache it with its component types."""
         if oid in self._known:
             return self._known[oid]
         row = rows.get(oid)

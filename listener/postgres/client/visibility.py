@@ -1,4 +1,4 @@
-"""Which transactions a session sees that begins now: by the server's snapshots."""
+"""Which transactions a new session sees, from the server's snapshots."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Snapshot", "Visibility"]
 _SNAPSHOT: Final = "SELECT pg_current_snapshot()"  # psycopg2 returns its text
 _XIDS: Final = 1 << 32  # the log's xids have 32 bits, a snapshot's 64
 _MASK, _HALF = _XIDS - 1, 1 << 31
-_KEPT: Final = 60.0  # seconds: no server uses up half of the xids in that time
+_KEPT: Final = 60.0  # seconds: no server uses half of the xids in that time
 
 
 class Snapshot(NamedTuple):
-    """Which transactions have ended, as `pg_snapshot` says it; all numbers have 64 bits."""
+    """Which transactions have ended, in the format of `pg_snapshot`; all numbers have 64 bits."""
 
-    xmin: int  # all before it have ended
-    xmax: int  # it and all later ones have not
-    xip: frozenset[int]  # those between that have not
+    xmin: int  # all earlier ones have ended
+    xmax: int  # it and all later ones have not ended
+    xip: frozenset[int]  # those between that have not ended
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -47,23 +47,23 @@ class Snapshot(NamedTuple):
 
 
 class Visibility:
-    """Asks the server in a session of its own, which is renewed by another thread."""
+    """Queries the server in its own session, which another thread renews."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         """`connect` opens an ordinary session on the server whose log is read."""
         self._connect = connect
         self._lock = Lock()  # of the session
         self._session: Connection | None = None
-        self._cursor: Any = None  # of the session: a new one for each look would take as long as the server
+        self._cursor: Any = None  # of the session: a new one for each query would take as long as the query
         self._is_closed = False
         self._snapshot = Snapshot(0, 0, frozenset())
         self._oldest = 0  # `xmin` of the snapshot
         self._kept_until = float("-inf")
 
     def shows(self, xid: int) -> bool:
-        """Return whether a session that begins now sees the committed transaction `xid`, of 32 bits.
+        """Return whether a new session sees the committed transaction `xid` (32 bits).
 
-        It asks the server only if the last snapshot does not show it. Raises SourceError, SourceLostError.
+        Queries the server only if the last snapshot does not show it. Raise SourceError, SourceLostError.
         """
         now = monotonic()
         if now < self._kept_until and (0 < (self._oldest - xid) & _MASK < _HALF or self._snapshot.shows(xid)):
@@ -82,7 +82,7 @@ class Visibility:
         except TooManyConnectionsError:
             return
         except CDCError:
-            self._replace(None)  # the next look gets the same error
+            self._replace(None)  # the next query gets the same error
         else:
             self._replace(session)
 
@@ -104,7 +104,7 @@ class Visibility:
     def _ask(self) -> str:
         with self._lock:
             if self._session is not None:
-                with suppress(SourceLostError):  # somebody ended the session
+                with suppress(SourceLostError):  # someone ended the session
                     return self._fetch(self._session)
                 self._session.close()
             self._session, self._cursor = self._connect(), None

@@ -22,7 +22,7 @@ class ValueType:
 
     oid: int
     kind: TypeKind = "base"
-    of: ValueType | None = None  # an array's elements, or what a domain is based on
+    of: ValueType | None = None  # an array's elements, or a domain's base type
     delimiter: bytes = b","  # between an array's elements
 
 

@@ -1,4 +1,4 @@
-"""A change of PostgreSQL's log: kept as the server's text, and decoded only when it is used."""
+"""A change from PostgreSQL's log: kept as server text, and decoded only when used."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from listener.postgres.log.position import format_lsn
 
 __all__ = ["Transaction", "WALChange"]
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts its timestamps from here
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # the origin of PostgreSQL's timestamps
 
 
 class Transaction(LoggedTransaction):
-    """One committed transaction of PostgreSQL's."""
+    """One committed PostgreSQL transaction."""
 
     __slots__ = ("commit_lsn", "committed", "committed_at")
 
@@ -41,7 +41,7 @@ class Transaction(LoggedTransaction):
 
 
 class WALChange(LoggedChange[Kind, Transaction, Row]):
-    """A change of PostgreSQL's."""
+    """A PostgreSQL change."""
 
     __slots__ = ()
 
@@ -100,12 +100,12 @@ class WALChange(LoggedChange[Kind, Transaction, Row]):
 
     @property
     def rows(self) -> Iterator[Row]:
-        """The old row and the new one, as far as the server sent them: texts in the order of `places`."""
+        """The old and the new row, as far as the server sent them: strings in the order of `places`."""
         return (row for row in (self._old, self._new) if row is not None)
 
     @property
     def places(self) -> dict[str, int]:
-        """The place of each column in a row."""
+        """The index of each column in a row."""
         return self._kind.table.index
 
     @property

@@ -1,4 +1,4 @@
-"""What the two plugins' decoders share: transactions, ordinals, and leaving out what was published before."""
+"""Code shared by the two plugins' decoders: transactions, ordinals, and leaving out published changes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ __all__ = [
 
 log = structlog.get_logger()
 
-# What Python raises if bytes are not what the protocol says.
+# Python's exceptions for bytes that do not follow the protocol.
 MALFORMED: Final = (
-    ArithmeticError,  # a time that no calendar has
+    ArithmeticError,  # an impossible time
     AttributeError,  # a row before the first transaction
     LookupError,
     RecursionError,
@@ -47,8 +47,8 @@ MALFORMED: Final = (
 
 
 def _read(content: bytes) -> Any:
-    """Return a message's JSON; None if it is none."""
-    if content.startswith(_OF_CONTEXT):  # there are many: they are read in a tenth of the time
+    """Return a message's JSON; None if it is not JSON."""
+    if content.startswith(_OF_CONTEXT):  # frequent: this takes a tenth of the time
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -79,7 +79,7 @@ class Commit(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """A transaction's first message, of which nothing was taken in: sessions do not see the transaction yet.
+    """A transaction's first message, not processed yet: sessions do not see the transaction.
 
     Decode the message again later, before any other one.
     """
@@ -89,26 +89,26 @@ class Hidden(NamedTuple):
 
 
 class Watermark(NamedTuple):
-    """A mark that a backfill has put into the log: it ends a batch."""
+    """A mark that a backfill has written to the log: it ends a batch."""
 
     token: str  # of the chunk that was read between two marks
     end: str  # low or high
 
 
 class OtherLogError(GapError):
-    """The database's log is not the one that was read before: the database was restored from an earlier state."""
+    """The database's log is not the one read before: the database was restored from an earlier state."""
 
     def __init__(self, last: LastPublished) -> None:
-        """`last` was published, and is not in the log."""
+        """`last` was published, but is not in the log."""
         super().__init__(
-            f"What was published last, at {last.position}, is not in the database's log: the database was restored "
+            f"The last published change, at {last.position}, is not in the database's log: the database was restored "
             "from an earlier state, and has committed other changes since.",
             hint=RESTORED,
         )
 
 
 class DecoderOptions(TypedDict, total=False):
-    """What is the same for both plugins; see `Decoder`."""
+    """The options common to both plugins; see `Decoder`."""
 
     keeps_muted: bool
     prefixes: Collection[str]
@@ -116,10 +116,10 @@ class DecoderOptions(TypedDict, total=False):
 
 
 class Decoder(ABC):
-    """Decodes one replication connection's messages into changes, and leaves out what was published before.
+    """Decodes one replication connection's messages into changes, and leaves out published ones.
 
-    `start` or `skip_to` says what was published. While `awaits_last_published` the decoder does not know yet whether
-    this is the log that was read before: until then nothing may be published or acknowledged.
+    `start` or `skip_to` sets what was published. While `awaits_last_published` is True, it is unknown whether
+    this is the log read before: until then nothing may be published or acknowledged.
     """
 
     transaction: Transaction  # the one whose changes are being read
@@ -134,15 +134,15 @@ class Decoder(ABC):
     ) -> None:
         """`source` names the database cluster in the ids of its changes.
 
-        `keeps_muted`: some route asks for changes that their transaction mutes. `prefixes` are those of the logical
+        `keeps_muted`: some route takes muted changes. `prefixes` are those of the logical
         messages that are for us. `is_visible` returns whether sessions see a committed transaction, by its xid.
         """
         self._is_visible = is_visible
         self._prefixes = frozenset(prefixes)
         self._source = source
         self._keeps_muted = keeps_muted
-        self._unmuted: tuple[Transaction, float] | None = None  # what to go on with when the muting ends
-        self.mutings = 0  # how often changes were muted
+        self._unmuted: tuple[Transaction, float] | None = None  # what to continue with when the muting ends
+        self.mutings = 0  # number of mutings
         self._after = WALPosition(0, 0)
         self._expected: LastPublished | None = None
         self.eras = Eras()
@@ -155,7 +155,7 @@ class Decoder(ABC):
 
         Hidden, in place of Begin: sessions do not see the transaction yet.
 
-        A Watermark stands between the changes before it and those behind it.
+        A Watermark separates the changes before it and after it.
 
         Raise SourceError, and nothing else, if the message cannot be decoded.
         """
@@ -167,9 +167,9 @@ class Decoder(ABC):
         """
 
     def may_advance(self) -> bool:
-        """Return whether no change is missing in what was read. If False, ask again soon.
+        """Return whether the changes read are complete. If False, call it again soon.
 
-        To be called before the position moves past log without changes. Raise SourceError, SourceLostError.
+        Call it before the position moves past log without changes. Raise SourceError, SourceLostError.
         """
         return True
 
@@ -184,11 +184,11 @@ class Decoder(ABC):
         return transaction.commit_lsn if transaction else 0
 
     def skip_to(self, after: WALPosition) -> None:
-        """Leave out all changes up to and with `after`: they are published."""
+        """Leave out all changes up to and including `after`: they are published."""
         self._after = after
 
     def start(self, last: LastPublished, eras: Eras, *, is_expected: bool) -> None:
-        """Leave out what was published before; the last of it is `last`.
+        """Leave out published changes; the last one is `last`.
 
         With `is_expected`, `decode` and `is_waiting` raise OtherLogError if the log does not contain `last` before
         anything later.
@@ -203,7 +203,7 @@ class Decoder(ABC):
         return self._expected is not None
 
     def is_waiting(self, read_up_to: int) -> bool:
-        """Return whether the expected transaction is still to come. Raise OtherLogError if the log is read past it."""
+        """Return whether the expected transaction is still to come. Raise OtherLogError if reading has passed it."""
         if self._expected is None:
             return False
         if read_up_to > self._expected.commit_lsn:
@@ -248,10 +248,10 @@ class Decoder(ABC):
     def take_message(
         self, content: bytes, changes: list[WALChange], prefix: str = MESSAGE_PREFIX
     ) -> Watermark | None:
-        """Take in what a transaction says: a logical message with one of our prefixes.
+        """Process a logical message with one of our prefixes.
 
         Append the task that it enqueues to `changes`. Return the mark of a backfill, if it is one. Any role can write
-        such a message, so one that makes no sense is left out.
+        such a message, so invalid ones are left out.
         """
         says = _read(content)
         if isinstance(says, dict) and ENQUEUE in says:
@@ -268,7 +268,7 @@ class Decoder(ABC):
         return None
 
     def _say(self, said: Any) -> None:
-        """Take in what the transaction says of itself: its changes and tasks from here on carry it."""
+        """Process the transaction's context: its following changes and tasks carry it."""
         transaction = self.transaction
         try:
             context = merged(transaction.context, said)
@@ -287,8 +287,8 @@ class Decoder(ABC):
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         transaction, published_up_to = self._unmuted or (self.transaction, self._published_up_to)
-        if ordinal > published_up_to:  # also where changes are muted
-            # A batch holds what came from the log, in its order.
+        if ordinal > published_up_to:  # even if changes are muted
+            # A batch holds items from the log, in its order.
             self.append(EnqueuedTask.read(fields, transaction, ordinal, prefix), changes)
 
     def append(self, task: EnqueuedTask, changes: list[Any]) -> None:
@@ -296,9 +296,9 @@ class Decoder(ABC):
         changes.append(task)
 
     def _mute(self, is_muted: object) -> None:
-        """Take in whether the changes from here on are muted.
+        """Process whether the following changes are muted.
 
-        Muted changes that no route asks for are left out like those that were published before: they cost nothing.
+        Muted changes that no route takes are left out like published ones: they cost nothing.
         """
         if is_muted is True and self._unmuted is None:
             self._unmuted = self.transaction, self._published_up_to

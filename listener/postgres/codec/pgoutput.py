@@ -34,9 +34,9 @@ _MESSAGE = ord("M")  # a logical message
 _IGNORED = frozenset(b"OY")  # origin, type (the catalogue knows more)
 _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
 _OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
-_NEW, _KEY = ord("N"), ord("K")  # which tuple follows; the third, O, is the whole old row
+_NEW, _KEY = ord("N"), ord("K")  # the tuple that follows; the third kind, O, is the whole old row
 
-# How many columns of compiled tables are kept: 1,500 tables of ten columns, about 25 MB. A table compiles in 0.1 ms.
+# Maximum columns of compiled tables: 1,500 tables of ten columns, about 25 MB. A table compiles in 0.1 ms.
 _MOST_COMPILED = 30_000
 _TABLE_ITSELF = 10  # memory of a table besides its columns, measured in columns
 
@@ -55,10 +55,10 @@ class _Tables(dict[bytes, Table]):
     def __init__(self, compile_table: Callable[[bytes], Table]) -> None:
         self._compile = compile_table
         self._announced: dict[bytes, bytes] = {}
-        self._size = 0  # of what was compiled since it was empty
+        self._size = 0  # of tables compiled since it was empty
 
     def announce(self, oid: bytes, payload: bytes) -> None:
-        if self._announced.get(oid) != payload:  # else the server repeats what it has sent
+        if self._announced.get(oid) != payload:  # otherwise the server repeats a description
             self._announced[oid] = payload
             self.pop(oid, None)
 
@@ -74,7 +74,7 @@ class _Tables(dict[bytes, Table]):
 
 
 class PgOutputDecoder(Decoder):
-    """Decodes one replication connection's messages: the server describes its tables once a connection."""
+    """Decodes one replication connection's messages: the server describes its tables once per connection."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class PgOutputDecoder(Decoder):
         announced: Callable[[int, tuple[str, str]], None] | None = None,
         **options: Unpack[DecoderOptions],
     ) -> None:
-        """`codec` is Python's name of the encoding of the texts; `options` are the Decoder's.
+        """`codec` is Python's name for the text encoding; `options` are the Decoder's.
 
         `announced` is called with a table's OID and name before its changes, and may raise.
         """
@@ -102,7 +102,7 @@ class PgOutputDecoder(Decoder):
             kind = payload[0]
             if kind not in _ROWS:
                 return self._decode_other(kind, payload, changes)
-            ordinal = self._ordinal  # `next_ordinal`, without a call for each row
+            ordinal = self._ordinal  # `next_ordinal`, without a call per row
             self._ordinal = ordinal + 1
             if ordinal > self._published_up_to:
                 table = self._tables[payload[1:5]]
@@ -140,7 +140,7 @@ class PgOutputDecoder(Decoder):
         return None
 
     def _read_message(self, payload: bytes, changes: list[WALChange]) -> Watermark | None:
-        """Take in a logical message of a transaction, if it is for us: other programs write some too."""
+        """Process a logical message of a transaction if it is for us: other programs also write some."""
         end = payload.index(0, _message_head)
         prefix = self._prefix_of.get(payload[_message_head:end])
         if prefix is None or not payload[1] & _TRANSACTIONAL:
@@ -162,7 +162,7 @@ class PgOutputDecoder(Decoder):
         old, new = self._split_both(payload, 6)
         if marker == _KEY:
             return table.keyed_by(old).update_by_key, old, new
-        if UNCHANGED in new:  # the old row has the values that did not change
+        if UNCHANGED in new:  # the old row has the unchanged values
             new = [before if value is UNCHANGED else value for value, before in zip(new, old, strict=True)]
         return table.update, old, new
 

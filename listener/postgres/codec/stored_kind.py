@@ -1,4 +1,4 @@
-"""A kind of change as plain values, and back: so that rows can be kept as they were logged, and rendered later."""
+"""A kind of change as plain values, and back: rows can be kept as logged, and rendered later."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["kind_of", "values_of"]
 
 
 def values_of(kind: Kind) -> tuple[Any, ...]:
-    """Return all on which its JSON depends: of texts, bytes, numbers and tuples."""
+    """Return everything on which its JSON depends, as strings, bytes, numbers and tuples."""
     table = kind.table
     columns = tuple((each.name, _of_type(each.type), each.key) for each in table.columns)
     return table.schema, table.name, table.identity, columns, kind.event, kind.old.name, kind.has_new
 
 
 def kind_of(values: tuple[Any, ...]) -> Kind:
-    """Return the kind of which these are the values."""
+    """Return the kind with these values."""
     schema, name, identity, columns, event, old, has_new = values
     table = Table(
         schema, name, [Column(column, _type(of), key) for column, of, key in columns], identity=identity

@@ -1,4 +1,4 @@
-"""A table as the log describes it, compiled to functions from rows of the server's text to JSON."""
+"""A table as described in the log, compiled to functions from rows of server text to JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Column:
 
 
 class OldRow(Enum):
-    """What a change has of the old row."""
+    """The part of the old row that a change contains."""
 
     NOTHING = auto()
     KEY = auto()  # the columns of the replica identity
@@ -38,7 +38,7 @@ class OldRow(Enum):
 
 
 class Kind(LoggedKind["Table"]):
-    """What all changes of one table and event have in common, made once."""
+    """The data common to all changes of one table and event, created once."""
 
     __slots__ = ("has_new", "old", "writers")
 
@@ -52,7 +52,7 @@ class Kind(LoggedKind["Table"]):
         self.has_new = has_new
 
     def old_columns(self, columns: Columns) -> Columns:
-        """Return those of `columns` that the old row has."""
+        """Return the `columns` that the old row has."""
         if self.old is not OldRow.KEY:
             return columns
         keys = self.table.key_columns
@@ -80,7 +80,7 @@ class Kind(LoggedKind["Table"]):
 
 
 class Table(LoggedTable[Row]):
-    """One version of a table's definition, as of some LSN."""
+    """One version of a table's definition, as of an LSN."""
 
     __slots__ = (
         "_careful",

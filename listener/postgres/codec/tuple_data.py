@@ -1,4 +1,4 @@
-"""Rows as pgoutput sends them: bytes to the server's texts."""
+"""Rows as pgoutput sends them: bytes to server text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["UNCHANGED", "Row", "Splitting", "split_tuple", "split_tuples", "spli
 
 
 class _Unchanged:
-    """Marks a value that the server did not send because it did not change: not NULL."""
+    """Marks a value that the server did not send because it has not changed; it is not NULL."""
 
     def __repr__(self) -> str:
         return "UNCHANGED"
@@ -25,14 +25,14 @@ _TEXT, _NULL, _NOT_SENT = ord("t"), ord("n"), ord("u")
 _SHORT_TEXT = b"t\0\0\0"  # the head of a text of up to 255 bytes; the last byte of its length follows
 _past_length = itemgetter(slice(1, None))  # the text after such a head, without that byte
 _BETWEEN = 3  # bytes between two tuples' values: which tuple follows, and its number of columns
-_PAD = b"\0\0\0\0"  # lets kind and length be read at once even where the last column has no length
+_PAD = b"\0\0\0\0"  # lets kind and length be read together even if the last column has no length
 _kind_and_length = Struct(">BI").unpack_from
 
 
 def split_tuple(data: bytes, start: int) -> Row:
     """Split the TupleData at the end of a message (manual, "Logical Replication Message Formats") into its values.
 
-    A text has no zero byte in it. So if there are as many heads of short texts as columns, there is nothing else.
+    Text contains no zero byte. So if there are as many heads of short texts as columns, there is nothing else.
     """
     parts = data[start + 2 :].split(_SHORT_TEXT)
     if len(parts) - 1 == data[start] << 8 | data[start + 1]:
@@ -90,7 +90,7 @@ class Splitting(NamedTuple):
 
 
 def splitting(codec: str) -> Splitting:
-    """Return what splits tuples into UTF-8 texts; `codec` is Python's name of the encoding of the server's texts."""
+    """Return the functions that split tuples into UTF-8 text; `codec` is Python's name for the server's encoding."""
     if codec == "utf-8":
         return Splitting(split_tuple, split_tuples)
 

@@ -1,7 +1,7 @@
 """PostgreSQL's text of a value as JSON.
 
-The same value looks the same through each source and plugin. A value that has no form of its own in JSON, or an
-unknown one, becomes the server's text as a string: a value never stops the stream.
+The same value looks the same from each source and plugin. A value without its own form in JSON, or an
+unknown one, becomes a string with the server's text: a value never stops the stream.
 The texts are those of a session with `DateStyle=ISO`, `IntervalStyle=postgres`, `TimeZone=UTC`,
 `extra_float_digits=1`, `bytea_output=hex` and `client_encoding=UTF8`.
 """
@@ -21,7 +21,7 @@ from listener.postgres.codec.builtin_types import BUILTIN, ValueType
 __all__ = ["BUILTIN", "Convert", "ValueType", "array_converter", "converter", "verbatim"]
 
 Convert = Callable[[bytes], bytes]
-"""The server's text of a value, which is not NULL, to the JSON of the value. Never raises."""
+"""Converts the server's text of a value, which is not NULL, to JSON. Never raises."""
 
 
 @cache
@@ -35,7 +35,7 @@ def converter(value_type: ValueType) -> Convert:
 
 
 def verbatim(text: bytes) -> bytes:
-    """Return an integer's text, which is JSON already. A caller may leave this call out."""
+    """Return an integer's text, which is already JSON. A caller may omit this call."""
     return text
 
 
@@ -51,11 +51,11 @@ def _float(text: bytes) -> bytes:
 
 
 def _quoted(text: bytes) -> bytes:
-    """Return a text without anything to escape as JSON."""
+    """Return text that needs no escapes as JSON."""
     return b'"%b"' % text
 
 
-# The next functions first check for the one or two lengths that most values have. A date before Christ ends with " BC",
+# The next functions first check for the one or two usual lengths. A date before Christ ends with " BC",
 # and in a year after 9999 the space is at another index: neither looks like the plain form.
 
 
@@ -151,7 +151,7 @@ _MARKS = {b"{": b"[", b"}": b"]"}
 
 
 def array_converter(element: Callable[[bytes], bytes], delimiter: bytes) -> Callable[[bytes], bytes]:
-    """Return the converter of arrays whose elements `element` converts; it raises ValueError if it is no array."""
+    """Return the converter of arrays whose elements `element` converts; it raises ValueError if it is not an array."""
     special = re.escape(delimiter)
     # The three groups: an element in its quotes, a plain one, a mark.
     find_tokens = re.compile(

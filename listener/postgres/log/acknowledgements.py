@@ -12,21 +12,21 @@ __all__ = ["Acknowledgements"]
 
 
 class Acknowledgements:
-    """Which LSN may be acknowledged once the log is published up to a position.
+    """The LSN that may be acknowledged when the log is published up to a position.
 
-    The LSN is always the end of a transaction, or of log without changes for the listener, and the replay window
+    The LSN is always the end of a transaction, or of log without changes for the listener. It is the replay window
     behind what is published.
     """
 
     def __init__(self, *, replay_window: float, clock: Callable[[], float] = monotonic) -> None:
-        """`replay_window`: for how many seconds the server keeps published changes, for a broker that loses them."""
+        """`replay_window`: how many seconds the server keeps published changes in case a broker loses them."""
         self._ended: deque[int] = deque()  # in the order of the log, not yet published
-        self._published = 0  # the last end that is published
+        self._published = 0  # the last published end
         self._window = ReplayWindow(replay_window, start=0, clock=clock)
 
     @property
     def lsn(self) -> int:
-        """What may be acknowledged, as of the last `published`."""
+        """The LSN that may be acknowledged, as of the last `published`."""
         return self._window.position
 
     def ended(self, end_lsn: int) -> None:
@@ -34,9 +34,9 @@ class Acknowledgements:
         self._ended.append(end_lsn)
 
     def published(self, up_to: int) -> int:
-        """Note that the log is published up to and with this LSN; return what may be acknowledged.
+        """Note that the log is published up to and including this LSN; return the LSN that may be acknowledged.
 
-        The LSN of a transaction's commit means that a part of the transaction is published, and not its end.
+        The LSN of a transaction's commit means that only part of the transaction is published.
         """
         while self._ended and self._ended[0] <= up_to + 1:
             self._published = self._ended.popleft()

@@ -2,9 +2,9 @@
 
     2@0/16B3777:16B3748-303D94F1B8A40-5:0
 
-This checkpoint says that the log is read up to 0/16B3777:0. In the middle is the change that was published last, as in
-its id. The log can be another one at the same LSNs: after a restore, a point-in-time recovery, or a failover that lost
-commits. The time of the last commit shows it, and the era in front distinguishes the positions of the two logs.
+This checkpoint means that the log is read up to 0/16B3777:0. In the middle is the last published change, as in
+its id. The log can have other contents at the same LSNs: after a restore, a point-in-time recovery, or a failover with
+lost commits. The time of the last commit shows this, and the era at the start distinguishes positions of the two logs.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class WALPosition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WALPosition:
-        """Return the position that `str` printed, also from the text of a `WALCheckpoint`. Raise ValueError."""
+        """Parse a position, or the one in the text of a `WALCheckpoint`. Raise ValueError."""
         lsn, *_, ordinal = text.rpartition("@")[2].split(":")
         return cls(parse_lsn(lsn), int(ordinal))
 
     @classmethod
     def before(cls, lsn: int) -> WALPosition:
-        """Return the last position before `lsn`; no change has it, because records start at multiples of 8."""
+        """Return the last position before `lsn`. No change has it, because records start at multiples of 8."""
         return cls(lsn - 1, 0)
 
 
 class Era(NamedTuple):
-    """Which log a position is of: a later log has a greater era.
+    """Identifies the log of a position: a later log has a greater era.
 
-    It is the prefix of a position, and nothing for the first era: `2@` after a failover, `1.2@` after a gap was
+    It is the prefix of a position, empty for the first era: `2@` after a failover, `1.2@` after a gap was
     accepted.
     """
 
-    generation: int = 0  # number of accepted gaps: what comes after one may be at the LSNs of other changes
+    generation: int = 0  # number of accepted gaps: later changes may have the LSNs of earlier ones
     timeline: int = 1  # the server's; a promotion starts a new one
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Era(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Era:
-        """Return the era that `str` printed, without the @. Raise ValueError."""
+        """Parse an era, without the @. Raise ValueError."""
         generation, _, timeline = text.rpartition(".")
         return cls(int(generation or 0), int(timeline or 1))
 
@@ -76,7 +76,7 @@ class Eras:
 
 
 class LastPublished(NamedTuple):
-    """The change that was published last; `committed` is 0 if its time is not known."""
+    """The last published change; `committed` is 0 if its time is unknown."""
 
     commit_lsn: int = 0
     committed: int = 0  # microseconds since 2000-01-01 UTC
@@ -87,7 +87,7 @@ class LastPublished(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> LastPublished:
-        """Return what `str` printed. Raise ValueError."""
+        """Parse the output of `str`. Raise ValueError."""
         commit_lsn, committed, ordinal = text.split("-")
         return cls(int(commit_lsn, 16), int(committed, 16), int(ordinal))
 
@@ -97,7 +97,7 @@ class LastPublished(NamedTuple):
 
 
 class WALCheckpoint(NamedTuple):
-    """A checkpoint: era, position, and the change that was published last."""
+    """A checkpoint: era, position, and the last published change."""
 
     era: Era
     position: WALPosition
@@ -113,7 +113,7 @@ class WALCheckpoint(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> WALCheckpoint:
-        """Return what `str` printed, also in the format of earlier versions, which has no last change."""
+        """Parse the output of `str`, including the format of earlier versions, which has no last change."""
         position = WALPosition.parse(text)
         last = text.partition(":")[2].rpartition(":")[0]
         return cls(
@@ -129,6 +129,6 @@ def format_lsn(lsn: int) -> str:
 
 
 def parse_lsn(text: str) -> int:
-    """Return the log sequence number that PostgreSQL printed. Raise ValueError."""
+    """Parse a log sequence number in PostgreSQL's format. Raise ValueError."""
     high, low = text.split("/")
     return int(high, 16) << 32 | int(low, 16)

@@ -1,1 +1,1 @@
-"""The tables that the routes select: which they were, which they are, and whether changes are missing."""
+"""The tables that the routes select: before and now, and whether changes are missing."""

@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogue says about the tables that the routes select."""
+"""PostgreSQL's catalogue data on the tables that the routes select."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class Table:
     columns: tuple[str, ...]
     stored_generated: frozenset[str]
     virtual_generated: frozenset[str]
-    ancestors: tuple[TableName, ...]  # what this is a partition of, the nearest first
+    ancestors: tuple[TableName, ...]  # its parents, the nearest first
     own_identity: ReplicaIdentity
     partitions: tuple[ReplicaIdentity, ...]  # those that hold rows
-    silent: tuple[TableName, ...]  # partitions whose changes are in no log: foreign, or unlogged
+    silent: tuple[TableName, ...]  # partitions without logged changes: foreign or unlogged
     listed_in: tuple[ColumnList, ...] = ()
 
     @property
@@ -97,7 +97,7 @@ class Table:
 
 
 def is_system(schema: str) -> bool:
-    """Return whether the schema is one of the server's: no route selects its tables."""
+    """Return whether it is a server schema: no route selects its tables."""
     return schema == "information_schema" or schema.startswith("pg_")
 
 
@@ -107,7 +107,7 @@ def read_names(connection: Connection) -> dict[int, TableName]:
 
 
 def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...]:
-    """Return those of the tables that still exist, in the order of their names."""
+    """Return the tables that still exist, in the order of their names."""
     own: dict[int, ReplicaIdentity] = {}
     partitions: dict[int, list[ReplicaIdentity]] = {}
     silent: dict[int, list[TableName]] = {}
@@ -140,7 +140,7 @@ def read_tables(connection: Connection, oids: Sequence[int]) -> tuple[Table, ...
         for oid, kind, is_logged, columns, stored, virtual, ancestors, lists in fetch(
             connection, _DETAILS, [list(oids)]
         )
-        if oid in own  # else created or dropped between the two queries
+        if oid in own  # otherwise created or dropped between the two queries
     )
 
 

@@ -1,4 +1,4 @@
-"""What a listener on PostgreSQL keeps with its checkpoint: its tables, and the gaps that nobody has accepted."""
+"""What a listener on PostgreSQL stores with its checkpoint: its tables, and the gaps not accepted yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GapNote", "Notes", "NotesWriter", "TableNote", "format_notes", "pars
 log = structlog.get_logger()
 
 _VERSION: Final = 1
-_MOST_GAPS: Final = 100  # if there are more, a table's gaps are joined: a person cannot read that many
+_MOST_GAPS: Final = 100  # above this, the gaps of a table are merged, to stay readable
 _DECODER: Final = "decoder"  # the field for the decoder's notes
 
 # How often the notes are written for a new `checked_lsn` alone. Notes of thousands of tables are long.
@@ -35,18 +35,18 @@ class TableNote:
     name: TableName
     # pg_publication_rel.oid. None: it is published with all tables, or with its schema, or needs no publication.
     member: int | None
-    former: tuple[TableName, ...] = ()  # names that it had before
+    former: tuple[TableName, ...] = ()  # its previous names
     # The end of the log when it was first seen under `name`: older rows come under a former name.
     seen: int = 0
-    is_accepted: bool = False  # a person accepted to miss what comes under the former names
+    is_accepted: bool = False  # a person accepted the loss of changes under the former names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapNote:
-    """Missing changes of a table, which nobody has accepted yet."""
+    """Missing changes of a table, not accepted yet."""
 
     table: str
-    start: str  # all that was committed after this LSN …
+    start: str  # everything committed after this LSN …
     end: str | None  # … and before this one; None: the table is still not published
     reason: str
 
@@ -57,15 +57,15 @@ class GapNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notes:
-    """All that is kept with the checkpoint. Fields that this version does not know stay as they are."""
+    """Everything stored with the checkpoint. Fields unknown to this version are kept."""
 
     tables: Mapping[int, TableNote] | None = None  # by pg_class.oid; None: there are no notes
     patterns: frozenset[TableName] = frozenset()  # the routes' schemas and tables
     publication: int | None = None  # pg_publication.oid
     events: frozenset[str] = frozenset()
     all_tables: bool = False
-    schemas: frozenset[str] = frozenset()  # those of which all tables are published
-    checked_lsn: int = 0  # the end of the log when the tables were last found to be as noted; 0: not known
+    schemas: frozenset[str] = frozenset()  # schemas with all tables published
+    checked_lsn: int = 0  # the end of the log when the tables last matched the notes; 0: unknown
     gaps: tuple[GapNote, ...] = ()
     others: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class Notes:
         return self.others.get(_DECODER)
 
     def with_gap(self, gap: GapNote) -> Notes:
-        """Return the notes with one more gap; it continues an open gap of the same table."""
+        """Return the notes with one more gap, which extends an open gap of the same table."""
         is_full = len(self.gaps) >= _MOST_GAPS
         for place, known in enumerate(self.gaps):
             if known.table == gap.table and (known.end is None or is_full):
@@ -84,7 +84,7 @@ class Notes:
         return replace(self, gaps=(*self.gaps, gap))
 
     def with_former_name(self, oid: int, name: TableName, *, seen: int) -> Notes:
-        """Return the notes with another name under which a table's changes may come."""
+        """Return the notes with an additional name under which a table's changes may come."""
         tables = dict(self.tables or {})
         note = tables[oid]
         former = tuple(dict.fromkeys((*note.former, name)))
@@ -96,11 +96,11 @@ class NotesWriter:
     """Returns the notes for a batch when they differ from those that the broker has."""
 
     def __init__(self) -> None:
-        self._saved: str | None = None  # what the broker has, or will have with the batch that is under way
-        self._compared: Notes | None = None  # `_saved` was made of these
+        self._saved: str | None = None  # what the broker has, or will have with the current batch
+        self._compared: Notes | None = None  # source of `_saved`
         self._decoder: str | None = None
         self._checked_lsn = 0  # the one in `_saved`
-        self._next_check_at = 0.0  # before this time a new `checked_lsn` alone is no reason to write
+        self._next_check_at = 0.0  # before this time a new `checked_lsn` alone is not written
 
     def restart(self, saved: str | None) -> Notes:
         """Start with the notes that the broker has, and return them."""
@@ -118,7 +118,7 @@ class NotesWriter:
     ) -> str | None:
         """Return the notes as text; None if the broker has them.
 
-        `checked_lsn` replaces that of the notes. A new one alone is written now and then, and with `is_last`.
+        `checked_lsn` replaces that of the notes. A new one alone is written from time to time, and with `is_last`.
         `decoder` are the decoder's notes; None: they are as before.
         """
         is_due = checked_lsn != self._checked_lsn and (is_last or monotonic() >= self._next_check_at)
@@ -134,7 +134,7 @@ class NotesWriter:
 
 
 def parse_notes(text: str | None) -> Notes:
-    """Return the notes that `format_notes` wrote. Notes that cannot be read count as none, with a log line."""
+    """Parse the output of `format_notes`. Unreadable notes count as none, with a log line."""
     if not text:
         return Notes()
     try:
@@ -189,6 +189,6 @@ def _parse_table(fields: list[Any]) -> tuple[int, TableNote]:
 
 
 def _format_table(oid: int, note: TableNote) -> list[Any]:
-    """Return a list, which is short: there may be thousands of tables."""
+    """Return a compact list: there may be thousands of tables."""
     short: list[Any] = [oid, *note.name, note.member]
     return [*short, note.seen, note.is_accepted, note.former] if note.former else short

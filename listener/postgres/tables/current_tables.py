@@ -25,7 +25,7 @@ class CurrentTables(NamedTuple):
 
     findings: list[Finding]
     selected: tuple[SelectedTable, ...]
-    covered: tuple[Table, ...]  # partitions that routes select, and whose changes come as their root's
+    covered: tuple[Table, ...]  # partitions that routes select and whose changes come under the root's name
     names: Mapping[int, TableName]  # of all tables, views and the like
 
 

@@ -1,4 +1,4 @@
-"""The publication: which tables and columns the server sends.
+"""The publication: the tables and columns that the server sends.
 
 It has exactly the tables that routes select, with all their columns. Lists of columns are optional (CDC_COLUMN_LISTS,
 version 15 and later): a list that leaves out a part of a table's replica identity makes the application's own UPDATE
@@ -44,25 +44,25 @@ _LOCK_TIMEOUT: Final = "5s"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A publication as it is, or as it should be."""
+    """A publication, actual or wanted."""
 
     tables: Mapping[TableName, frozenset[str] | None]  # the list of columns; None: no list
     events: frozenset[EventType]
     generated_columns: bool | None  # stored ones are published; None: the server's version has no such option
     via_root: bool = True  # a partition's changes come under the name of its root
     all_tables: bool = False
-    schemas: frozenset[str] = frozenset()  # those of which all tables are published
+    schemas: frozenset[str] = frozenset()  # schemas with all tables published
     filtered: frozenset[TableName] = frozenset()  # with a WHERE clause: rows are missing
     name: str = field(default="", compare=False)
     oid: int = field(default=0, compare=False)
     members: Mapping[TableName, int] = field(default_factory=dict, compare=False)  # pg_publication_rel.oid
 
     def suffices_for(self, wanted: Publication) -> bool:
-        """Return whether all that is wanted is published; more may be published."""
+        """Return whether everything wanted is published; more may be published."""
         return self.has_options_of(wanted) and not self.lacks(wanted)
 
     def has_options_of(self, wanted: Publication) -> bool:
-        """Return whether it has the wanted events and options; it may have more."""
+        """Return whether it has the wanted events and options, or more."""
         return (
             self.events >= wanted.events
             and (self.via_root or not wanted.via_root)
@@ -89,7 +89,7 @@ class Publication:
 def plan_publication(
     selected: Sequence[SelectedTable], version: int, *, column_lists: bool = False
 ) -> Publication:
-    """Return what the publication has to be; `version` is libpq's number (150004)."""
+    """Return the wanted publication; `version` is libpq's number (150004)."""
     columns = _columns if column_lists and version >= 15_00_00 else _all_columns
     events = frozenset[EventType]().union(*(each.events for each in selected))
     return Publication(
@@ -113,7 +113,7 @@ def _columns(selected: SelectedTable, events: frozenset[EventType], version: int
     if events & _NEED_A_KEY and not _may_be_narrowed(table, sendable):
         return None
     columns = (selected.columns | table.key) & sendable
-    # A list of all columns would only keep the application from dropping one.
+    # A list of all columns would only prevent the application from dropping one.
     return None if not columns or columns == sendable else columns
 
 
@@ -125,9 +125,9 @@ def _may_be_narrowed(table: Table, sendable: frozenset[str]) -> bool:
 def ensure_publication(
     connection: Connection, name: str, wanted: Publication, *, needed: Publication | None = None
 ) -> None:
-    """Create the publication, or bring it up to date; one that is right already is not touched.
+    """Create the publication, or update it if necessary.
 
-    If the listener's role may not change it, it stays as it is, provided that it has what is `needed`, which may be
+    If the listener's role may not change it, it stays unchanged, provided that it has what is `needed`, which may be
     less than wanted. Raise PermissionDeniedError with the SQL for a role that may, SourceLostError if a lock was not
     free soon.
     """
@@ -136,7 +136,7 @@ def ensure_publication(
         return
     suffices = found is not None and found.suffices_for(needed or wanted)
     if found is not None and (found.all_tables or found.schemas) and found.suffices_for(wanted):
-        return  # somebody chose so, and no table is ever missing in it
+        return  # someone's choice, and no table is ever missing in it
     statements = statements_for(name, found, wanted)
     try:
         _apply(connection, statements)
@@ -208,7 +208,7 @@ def _apply(connection: Connection, statements: Sequence[Composed]) -> None:
 def with_sql(
     error: PermissionDeniedError | SourceLostError, statements: Sequence[Composed], connection: Connection
 ) -> SourceError | SourceLostError:
-    """Return the error with a hint: the SQL for a role that may run it, or who has the lock."""
+    """Return the error with a hint: the SQL for a role that may run it, or the owner of the lock."""
     if isinstance(error, SourceLostError):
         message = f"The publication could not be changed: {error.message}"
         return SourceLostError(message, hint=error.hint, code=error.code)
@@ -261,7 +261,7 @@ _EVENTS: Final = {
 
 
 def read_publication(connection: Connection, name: str) -> Publication | None:
-    """Return the publication as it is now; None if there is none."""
+    """Return the current publication; None if there is none."""
     rows = fetch(connection, _PUBLICATION, [name])
     if not rows:
         return None
@@ -290,10 +290,10 @@ def _listed(numbers: Sequence[int] | None, names: Mapping[str, str]) -> frozense
 
 
 def gap_of_publication(publication: str, start: str, end: str) -> GapError:
-    """Return the gap that a dropped publication leaves."""
+    """Return the gap of a dropped publication."""
     return GapError(
-        f"The publication {publication} is gone. What was committed after {start} "
-        f"and before it is created again (now: {end}) cannot be read.",
+        f"The publication {publication} no longer exists. What was committed after {start} "
+        f"and before it is recreated (now: {end}) cannot be read.",
         hint=ACCEPT_GAP,
         code="publication_gone",
     )

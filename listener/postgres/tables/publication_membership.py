@@ -1,11 +1,11 @@
-"""Adds tables to the publication so that the listener knows whether it missed rows before.
+"""Adds tables to the publication, and finds out whether earlier rows were missed.
 
 One transaction locks out writers (SHARE ROW EXCLUSIVE), checks whether anything was ever written to the table, and adds
-the table: an empty table's first row comes after it. The lock has another purpose. A transaction that is open while a
+the table: an empty table's first row comes after it. The lock has another purpose: a transaction that is open while a
 table is added is published as if the table had not been added (on servers from before the minor releases of 2025: all
 of its rows; on later ones: those that it wrote before). With the lock there is no such transaction.
 
-The application never waits long for the listener: if a lock is not free at once, the listener gives up and retries.
+The application never waits long for the listener: if a lock is not free immediately, the listener gives up and retries.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WHERE EXISTS (
 
 
 def find_unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset[int]:
-    """Return the OIDs of the tables to which nothing was ever written; none if another session locks one of them."""
+    """Return the OIDs of tables that were never written to; none if another session locks one of them."""
     if not tables:
         return frozenset()
     try:
@@ -68,10 +68,10 @@ def _unwritten(connection: Connection, tables: Sequence[Table]) -> frozenset[int
 class AddedTables(NamedTuple):
     """The result of adding tables to the publication."""
 
-    proven: frozenset[int]  # the OIDs of those to which nothing was written before
-    denied: tuple[PermissionDeniedError, ...]  # for those that our role may not publish, with the SQL
-    busy: tuple[SourceLostError, ...]  # for those that another session locks
-    unlocked: frozenset[int]  # the OIDs of those that were added while another session was writing to them
+    proven: frozenset[int]  # the OIDs of tables not written to before
+    denied: tuple[PermissionDeniedError, ...]  # for tables that our role may not publish, with the SQL
+    busy: tuple[SourceLostError, ...]  # for tables locked by another session
+    unlocked: frozenset[int]  # the OIDs of tables added while another session was writing to them
 
 
 def add_to_publication(
@@ -113,13 +113,13 @@ def _collecting(
 
 
 def replace_list(connection: Connection, publication: str, tables: Mapping[TableName, Columns]) -> None:
-    """Publish other columns of tables that are already published: there is no moment without them."""
+    """Publish other columns of already published tables, without a moment in which they are unpublished."""
     statements = [drop_tables(publication, tables), add_tables(publication, tables)]
     run_together(connection, statements)
 
 
 def run_together(connection: Connection, statements: Sequence[Composed]) -> None:
-    """Run the statements in one transaction; an error has the SQL, or who has the lock, in its hint."""
+    """Run the statements in one transaction; the hint of an error has the SQL, or the owner of the lock."""
     try:
         with _transaction(connection):
             for statement in statements:

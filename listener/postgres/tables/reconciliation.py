@@ -1,7 +1,7 @@
-"""What became of the noted tables: pure, no I/O.
+"""Compares the noted tables with the current ones: pure, no I/O.
 
 Two kinds of tables may have rows that the listener missed: a noted table that is no longer published, and a new table
-that an old route selects. Those are gaps. A table that only a new route selects is none: its rows are wanted from now
+that an old route selects. Those are gaps. A table that only a new route selects is not: its rows are wanted from now
 on.
 """
 
@@ -42,9 +42,11 @@ class Survey:
     end: int  # the end of the log then, or a little before
     names: Mapping[int, TableName]  # of all tables, views and the like
     selected: Sequence[SelectedTable]
-    publication: Publication | None  # None: there is none, or the plugin needs none
-    covered: Sequence[Table] = ()  # partitions whose changes come as their root's; they may be detached
-    unchanged: frozenset[int] = frozenset()  # selected tables that are as noted: `selected` leaves them out
+    publication: Publication | None  # None: it does not exist, or the plugin needs none
+    covered: Sequence[Table] = ()  # partitions whose changes come under the root's name; they may be detached
+    unchanged: frozenset[int] = (
+        frozenset()
+    )  # selected tables that match the notes: `selected` leaves them out
 
     @cached_property
     def by_oid(self) -> Mapping[int, SelectedTable]:
@@ -56,7 +58,7 @@ class Survey:
 
     @cached_property
     def taken(self) -> frozenset[TableName]:
-        """The names that are taken now."""
+        """The names in use now."""
         return frozenset(self.names.values())
 
 
@@ -66,11 +68,11 @@ class Loss(NamedTuple):
     oid: int | None  # None: all tables
     table: str
     reason: str
-    is_provable: bool  # nothing is missing if nothing was ever written to the table
+    is_provable: bool  # nothing is missing if the table was never written to
 
 
 class Renamed(NamedTuple):
-    """A table whose changes come under two names, of which the routes select only one."""
+    """A table whose changes come under two names, only one of which the routes select."""
 
     oid: int
     old: TableName
@@ -79,12 +81,12 @@ class Renamed(NamedTuple):
 
 
 def find_losses(notes: Notes, survey: Survey, wanted: Publication) -> Iterator[Loss]:
-    """Yield the tables that should have been published all the time, and were not."""
+    """Yield the tables that should have been published all the time, but were not."""
     found = survey.publication
     if notes.tables is None or notes.publication is None or found is None:
         return
     if notes.publication != found.oid:
-        yield Loss(None, ALL_TABLES, "the publication was dropped and created again", is_provable=False)
+        yield Loss(None, ALL_TABLES, "the publication was dropped and recreated", is_provable=False)
         return
     if reason := _lost_everywhere(notes, found, wanted):
         yield Loss(None, ALL_TABLES, reason, is_provable=False)
@@ -143,14 +145,14 @@ def unchanged_tables(
 
 
 def find_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], position: int) -> Iterator[Renamed]:
-    """Yield the tables that come under two names, of which the routes select one.
+    """Yield the tables that come under two names, one of which the routes select.
 
-    `position` is the LSN up to which the log is published: what comes after it still has the names of its time.
+    `position` is the LSN up to which the log is published: later changes still have the names of their time.
     """
     for oid, note in (notes.tables or {}).items():
         new = survey.names.get(oid)
         if new is None:
-            continue  # it was dropped: what was written before comes under its name
+            continue  # it was dropped: earlier changes come under its name
         old_names = [note.name] if new != note.name else []
         if position < note.seen and not note.is_accepted:
             old_names += [name for name in note.former if name != new]
@@ -201,7 +203,7 @@ def _is_kept(oid: int, note: TableNote, survey: Survey, routes: Sequence[Route])
 def _with_former(
     note: TableNote, old: TableNote | None, end: int, routes: Sequence[Route], position: int
 ) -> TableNote:
-    """Return the note with the table's former names: with another one if the table has a new name now."""
+    """Return the note with the table's former names, including the last one if the table was renamed."""
     if old is None:
         return note
     if old.name == note.name:
@@ -217,7 +219,7 @@ def _with_former(
 
 
 def is_named(routes: Sequence[Route], name: TableName) -> bool:
-    """Return whether a route has the table's very name, and no glob."""
+    """Return whether a route has exactly the table's name, not a glob."""
     return any(not is_glob(route) and (route.schema, route.table) == name for route in routes)
 
 
@@ -226,7 +228,7 @@ def _is_routed(routes: Sequence[Route], name: TableName) -> bool:
 
 
 def former_names(notes: Notes, names: Mapping[int, TableName]) -> Mapping[TableName, TableName | None]:
-    """Return the former names of the noted tables, each with the table's name now; None if it is gone."""
+    """Return the former names of the noted tables, each with the table's name now; None if it no longer exists."""
     return {
         old: names.get(oid)
         for oid, note in (notes.tables or {}).items()

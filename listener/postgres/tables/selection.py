@@ -1,4 +1,4 @@
-"""Which tables the routes select, and which of their events and columns: pure, no I/O."""
+"""The tables that the routes select, with events and columns: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SelectedTable:
 
     @property
     def events(self) -> frozenset[EventType]:
-        """The changes that any of the routes takes. A table that is only read is published too: see `backfill`."""
+        """The events that any of the routes takes. A table with only READ is published too: see `backfill`."""
         events = frozenset[EventType]().union(*(route.events for route in self.routes))
         return events - {EventType.READ} or frozenset({EventType.INSERT})
 
@@ -46,7 +46,7 @@ def selected_tables(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[S
 
 
 def covered_partitions(routes: Sequence[Route], tables: Iterable[Table]) -> tuple[Table, ...]:
-    """Return the partitions that routes select, and whose changes come as those of a parent that they also select."""
+    """Return the selected partitions whose changes come under the name of a parent that is also selected."""
     watching = RouteIndex(routes).watching
     return tuple(
         table

@@ -1,4 +1,4 @@
-"""Keeps the publication in step with the tables that the routes select: at the start, and while the listener runs."""
+"""Keeps the publication in sync with the tables that the routes select: at the start, and while the listener runs."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curr
 
 
 class TableRenamedError(SourceError):
-    """A selected table has a name for which there is no route."""
+    """A selected table has a name without a route."""
 
 
 _MOST_NAMED: Final = 50  # tables in one message
 _BRING_UP_TO_DATE: Final = (
-    "There is no checkpoint, so it is not known whether the listener read the table before. If it did, bring what "
-    "depends on it up to date by hand."
+    "There is no checkpoint, so it is unknown whether the listener read the table before. If it did, update what "
+    "depends on it by hand."
 )
 
 
@@ -85,7 +85,7 @@ class Trouble(NamedTuple):
 
 
 class Repaired(NamedTuple):
-    """The result of bringing a publication up to date."""
+    """The result of updating a publication."""
 
     losses: tuple[Loss, ...]
     proven: frozenset[int]  # the OIDs of tables whose changes are complete
@@ -108,7 +108,7 @@ class SyncResult(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that the routes select is published."""
+        """Whether everything that the routes select is published."""
         return not self.troubles
 
 
@@ -129,11 +129,11 @@ class TableSync:
         accept_gap: bool = False,
         is_noted: bool = True,
     ) -> PreparedTables:
-        """Make the publication what the routes need, and return the notes.
+        """Adapt the publication to the routes, and return the notes.
 
-        Call it before the slot is created, and not while another listener reads, which relies on the publication as it
-        is. `position` is the LSN up to which the log was published; `is_noted` is False for `assumed` notes. Tables are
-        published again before a gap is raised, so that the gap does not grow while it waits for a person.
+        Call it before the slot is created, and not while another listener reads, which relies on the current
+        publication. `position` is the LSN up to which the log was published; `is_noted` is False for `assumed` notes.
+        Tables are published again before a gap is raised, so that the gap does not grow while it waits for a person.
 
         Raise SourceError with all problems of the tables, SourceLostError if a lock was not free soon, GapError if
         changes are missing, unless `accept_gap`. With assumed notes a gap is only logged.
@@ -148,7 +148,7 @@ class TableSync:
             for loss in losses:
                 log_gap(_note_of(loss, start, end), hint=_BRING_UP_TO_DATE)
         elif gap and not accept_gap:
-            raise gap  # nothing was removed from the publication yet: the next start may need it
+            raise gap  # nothing has been removed from the publication yet: the next start may need it
         if self.publication is not None:
             wanted, needed = self.wanted(connection, survey), self.needed(connection, survey)
             ensure_publication(connection, self.publication, wanted, needed=needed)
@@ -162,9 +162,9 @@ class TableSync:
         return PreparedTables(noted, survey.end, gap_is_accepted)
 
     def assumed(self, connection: Connection, confirmed: int) -> Notes:
-        """Return the likely notes of a start that never got to its first checkpoint.
+        """Return the likely notes of a start without a first checkpoint.
 
-        All that it published is still in the publication, and nothing was acknowledged after `confirmed`.
+        Everything it published is still in the publication, and nothing was acknowledged after `confirmed`.
         """
         found = self._read(connection)
         if found is None:
@@ -206,7 +206,7 @@ class TableSync:
         return SyncResult(noted, repaired.troubles)
 
     def survey(self, connection: Connection, notes: Notes) -> tuple[list[Finding], Survey]:
-        """Return the findings about the routes' tables, and what the server has now."""
+        """Return the findings about the routes' tables, and the current state of the server."""
         end = read_end(connection)
         seen = read_current_tables(connection, self.routes, notes)
         publication = self._read(connection)
@@ -221,7 +221,7 @@ class TableSync:
         return findings, survey
 
     def _survey_changes(self, connection: Connection, notes: Notes) -> Survey:
-        """Return a survey of the tables that are not as noted; of all tables, if the others matter, too."""
+        """Return a survey of the tables that differ from the notes; of all tables if the others matter, too."""
         end = read_end(connection)
         names, found = read_names(connection), self._read(connection)
         as_noted = unchanged_tables(notes, names, found)
@@ -242,7 +242,7 @@ class TableSync:
         )
 
     def wanted(self, connection: Connection, survey: Survey) -> Publication:
-        """Return what the publication should be."""
+        """Return the wanted publication."""
         return _plan(connection, survey, column_lists=self.column_lists)
 
     def needed(self, connection: Connection, survey: Survey) -> Publication:
@@ -256,7 +256,7 @@ class TableSync:
         return frozenset(oid for oid, each in survey.by_oid.items() if each.table.name in lacking)
 
     def unproven(self, connection: Connection, notes: Notes, survey: Survey) -> tuple[Loss, ...]:
-        """Return the tables whose changes may be missing. This changes nothing."""
+        """Return the tables whose changes may be missing. Changes nothing."""
         losses = tuple(find_losses(notes, survey, self.wanted(connection, survey)))
         proven = find_unwritten(connection, _provable(survey, losses))
         return tuple(loss for loss in losses if loss.oid not in proven)
@@ -266,7 +266,7 @@ class TableSync:
     ) -> tuple[tuple[Loss, ...], tuple[str, ...]]:
         """Publish tables again; return what may be missing, and the SQL for tables of other owners.
 
-        Missing events are not published again until the gap is accepted: the next start knows the gap only by them.
+        Missing events are not published again until the gap is accepted: only they show the gap to the next start.
         """
         found = survey.publication
         if found is None:
@@ -283,7 +283,7 @@ class TableSync:
         return _unproven(losses, taken.proven | unwritten, taken.unlocked), tuple(hints)
 
     def _repair(self, connection: Connection, found: Publication, notes: Notes, survey: Survey) -> Repaired:
-        """Publish what the routes need, unless it does harm or the listener's role may not."""
+        """Publish what the routes need, unless it is harmful or the listener's role may not."""
         wanted = _with_events_of(notes, self.wanted(connection, survey), self.routes)
         losses = tuple(find_losses(notes, survey, wanted))
         lacking = frozenset(found.lacks(self.needed(connection, survey)))
@@ -324,7 +324,7 @@ class TableSync:
 
 
 def _plan(connection: Connection, survey: Survey, *, column_lists: bool) -> Publication:
-    """Return what should be published, with the partitions: a detached one is then read on without a gap."""
+    """Return what should be published, with the partitions: then a detached one continues without a gap."""
     plan = plan_publication(survey.selected, connection.info.server_version, column_lists=column_lists)
     return replace(plan, tables={**plan.tables, **{each.name: None for each in survey.covered}})
 
@@ -335,7 +335,7 @@ def read_end(connection: Connection) -> int:
 
 
 def gap_start(notes: Notes, survey: Survey, position: int) -> int:
-    """Return the LSN from which on changes may be missing of a table that is not as noted.
+    """Return the LSN from which changes of a table that differs from the notes may be missing.
 
     It is not `position`, up to which the log is published: the listener reads on until it checks the tables, and may be
     killed before.
@@ -378,7 +378,7 @@ def describe_renamed(renamed: Renamed) -> tuple[str, str]:
         " for which there is no route."
     )
     hint = (
-        f"Register a route for each of {old} and {new}. Take the one for {old} out when the listener has read past the"
+        f"Register a route for each of {old} and {new}. Remove the one for {old} when the listener has read past the"
         " rename: once `python -m listener status` has shown lag_bytes 0."
     )
     return text, hint
@@ -389,7 +389,7 @@ def _note_of(loss: Loss, start: int, end: int) -> GapNote:
 
 
 def log_gap(gap: GapNote, *, hint: str = ACCEPT_GAP) -> None:
-    """Log a gap that nobody has accepted."""
+    """Log a gap that is not accepted yet."""
     end = {"to": gap.end} if gap.end else {}
     log.error("gap", table=gap.table, **{"from": gap.start}, **end, reason=gap.reason, hint=hint)
 
@@ -443,8 +443,8 @@ def _refuse_renamed(notes: Notes, survey: Survey, routes: Sequence[Route], since
 
 
 def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collection[int]) -> tuple[Loss, ...]:
-    """Return the losses that are left; `unlocked` are tables that were written to while they were added."""
-    more = "; so may be what transactions wrote that were open at its end"
+    """Return the remaining losses; `unlocked` are tables that were written to while they were added."""
+    more = "; so may be the changes of transactions that were open at its end"
     return tuple(
         each._replace(reason=each.reason + more) if each.oid in unlocked else each
         for each in losses
@@ -453,12 +453,12 @@ def _unproven(losses: Sequence[Loss], proven: Collection[int], unlocked: Collect
 
 
 def _provable(survey: Survey, losses: Sequence[Loss]) -> list[Table]:
-    """Return the tables whose changes are complete if nothing was ever written to them."""
+    """Return the tables whose changes are complete if they were never written to."""
     return [survey.by_oid[loss.oid].table for loss in losses if loss.oid and loss.is_provable]
 
 
 def _with_events_of(notes: Notes, wanted: Publication, routes: Sequence[Route]) -> Publication:
-    """Return `wanted` with the events that were noted as published: tables that are as noted need them."""
+    """Return `wanted` with the events noted as published: tables that match the notes need them."""
     routed_events = frozenset[EventType]().union(*(route.events for route in routes))
     noted = frozenset(event for event in routed_events if event.value in notes.events)
     return replace(wanted, events=wanted.events | noted)

@@ -1,4 +1,4 @@
-"""Whether the tables are as the routes need them: pure, no I/O."""
+"""Checks that the tables fit the routes: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def find_in_tables(
     """Yield the problems and warnings of the routes' tables, and one finding for each table without any.
 
     `tables` are those of the routes, `known` the names of all tables; `version` is libpq's number (150004).
-    `former` are former names of selected tables, each with the table's name now; None if it is gone.
+    `former` are former names of selected tables, each with the table's name now; None if it no longer exists.
     """
     by_name = {table.name: table for table in tables}
     matching = _matching(routes, tables)
@@ -62,7 +62,7 @@ def _matching(routes: Sequence[Route], tables: Sequence[Table]) -> dict[str, lis
 
 
 def for_wal2json(findings: Sequence[Finding], selected: Sequence[SelectedTable]) -> list[Finding]:
-    """Return the findings with a problem for each partitioned table: wal2json does not send enough about those."""
+    """Return the findings with a problem for each partitioned table: wal2json sends too little about those."""
     refused = [
         _problem(each.table, "partitioned_table", PARTITIONED, PARTITIONED_HINT)
         for each in selected
@@ -104,7 +104,7 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
             state=State.WARNING,
             code="table_missing",
             found=found,
-            hint="A matching table that is created later is read from then on.",
+            hint="A matching table is read as soon as it is created.",
         )
     if (route.schema, route.table) in former:
         return _no_table_any_more(route, former[route.schema, route.table])
@@ -119,13 +119,13 @@ def _no_table(route: Route, close: CloseNames, former: Mapping[TableName, TableN
 
 
 def _no_table_any_more(route: Route, now: TableName | None) -> Finding:
-    became = f"is called {'.'.join(now)} now" if now else "is gone"
+    became = f"is called {'.'.join(now)} now" if now else "no longer exists"
     return Finding(
         what=f"route to {route.task}",
         state=State.WARNING,
         code="table_renamed" if now else "table_missing",
         found=f"{route.schema}.{route.table} {became}: only what was committed before still comes under that name",
-        hint="Take the route out when the listener has read those changes: once `python -m listener status` has shown"
+        hint="Remove the route when the listener has read those changes: once `python -m listener status` has shown"
         " lag_bytes 0.",
     )
 
@@ -162,10 +162,10 @@ def _unlist(table: Table, publications: Iterable[str]) -> list[str]:
 
 def _not_publishable(table: Table) -> Finding:
     if table.kind in _KINDS:
-        found = f"is a {_KINDS[table.kind]}, and has no log"
-        hint = "Name the tables that it is made from in the route."
+        found = f"is a {_KINDS[table.kind]}, and is not logged"
+        hint = "Name its base tables in the route."
     else:
-        found = "is unlogged: its changes are in no log"
+        found = "is unlogged: its changes are not in the log"
         hint = f"ALTER TABLE {quoted_table(table.name)} SET LOGGED;"
     return _problem(table, "table_not_logged", found, hint)
 
@@ -190,7 +190,7 @@ def _find_in_columns(route: Route, table: Table, version: int) -> Iterator[Findi
                 what=f"route to {route.task}",
                 state=State.WARNING,
                 code="generated_column",
-                found=f"{column} of {_names([table.name])} is generated: it is in no log, and is not sent",
+                found=f"{column} of {_names([table.name])} is a generated column: it is not logged, and not sent",
                 hint="PostgreSQL 18 sends GENERATED ALWAYS AS (…) STORED; before 18, read the row in the task.",
             )
 
@@ -199,7 +199,7 @@ def _find_in_partition(route: Route, table: Table, tables: dict[TableName, Table
     root = next((ancestor for ancestor in reversed(table.ancestors) if ancestor in tables), None)
     if root and not route.matches(*root):
         found = (
-            f"{_names([table.name])} is a partition of {_names([root])}, and its changes come as that one's"
+            f"{_names([table.name])} is a partition of {_names([root])}, and its changes come under that name"
         )
         hint = f"Name {_names([root])} in the route."
         what = f"route to {route.task}"
@@ -209,9 +209,9 @@ def _find_in_partition(route: Route, table: Table, tables: dict[TableName, Table
 def _find_in_identity(
     selected: SelectedTable, published: frozenset[EventType], version: int
 ) -> Iterator[Finding]:
-    """Yield what would make the application's own statements fail, or old values wrong.
+    """Yield problems that would make the application's own statements fail, or old values wrong.
 
-    A publication's events hold for all its tables, whatever the routes of this table are.
+    A publication's events apply to all its tables, independent of this table's routes.
     """
     table = selected.table
     if not published & _NEED_A_KEY:
@@ -245,7 +245,7 @@ def _warning(table: Table, code: str, found: str, hint: str) -> Finding:
 
 
 def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
-    """Yield a warning for each route that needs old values which are not in the log."""
+    """Yield a warning for each route that needs old values that are not in the log."""
     table = selected.table
     partial = [
         each.table for each in (table.own_identity, *table.partitions) if each.identity is not Identity.FULL
@@ -272,13 +272,13 @@ def _find_in_old_values(selected: SelectedTable) -> Iterator[Finding]:
 
 
 def _reads_freely(route: Route) -> bool:
-    """Return whether a function makes the arguments: it may read `before`."""
+    """Return whether a function creates the arguments: it may read `before`."""
     return route.args is not None and named_columns(route.args, route.kwargs) is None
 
 
 def _find_in_silent(table: Table) -> Iterator[Finding]:
     if table.silent:
-        found = f"what changes in {_names(table.silent)} is in no log: foreign, or unlogged"
+        found = f"changes of {_names(table.silent)} are not logged: foreign or unlogged tables"
         hint = "ALTER TABLE … SET LOGGED; or run a listener on the foreign server, too."
         yield _warning(table, "table_not_logged", found, hint)
 

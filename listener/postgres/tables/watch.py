@@ -28,11 +28,11 @@ log = structlog.get_logger()
 _EVERY: Final = 1.0  # seconds between two checks, at least
 _PAUSES: Final = 20  # after a long check the pause is this many times its duration …
 _LONGEST: Final = 5.0  # … up to this many seconds
-_LAST_CHECK: Final = 8.0  # seconds for which `close` waits for a check
+_LAST_CHECK: Final = 8.0  # seconds that `close` waits for a check
 _LOCK_TIMEOUT: Final = "SET lock_timeout = '1s'"  # functions about partitions wait for locks on them
-_RENEW_EVERY: Final = 10.0  # seconds: an open session would keep a server from a smart shutdown
+_RENEW_EVERY: Final = 10.0  # seconds: an open session would prevent a smart shutdown of the server
 
-# What a check depends on, as one value: sums of hashes do not depend on the order of rows.
+# The input of a check as one value: sums of hashes do not depend on the order of rows.
 _SIGNATURE: Final = """
 SELECT
   (SELECT to_jsonb(p)::text FROM pg_publication p WHERE p.pubname = %(publication)s),
@@ -75,7 +75,7 @@ class TableWatch:
     """Checks one listener's tables in a thread.
 
     The loop reads `notes`, `checked_lsn` and `error`. Only the thread, `start` and `announced` change them. The notes
-    are valid up to `checked_lsn` at least, so read `checked_lsn` first. `error` stops the listener.
+    are valid at least up to `checked_lsn`, so read `checked_lsn` first. `error` stops the listener.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class TableWatch:
     ) -> None:
         """`connect` opens an ordinary session; `notes` are those of the start.
 
-        `on_renewal` is called in the thread when the session is renewed, so that other idle sessions may be.
+        `on_renewal` is called in the thread when the session is renewed, to renew other idle sessions, too.
         """
         self._on_renewal = on_renewal
         self.notes = notes
-        self.checked_lsn = 0  # the end of the log before the tables were last found to be as noted
+        self.checked_lsn = 0  # the end of the log before the tables last matched the notes
         self.error: CDCError | None = None
         self._position = 0  # the LSN up to which the log is published
         self._connect = connect
@@ -102,12 +102,12 @@ class TableWatch:
         self._signature: Any = None
         self._is_complete = True
         self._logged: set[str] = set()
-        self._lock = threading.Lock()  # of the notes: for their changes
+        self._lock = threading.Lock()  # for changes of the notes
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="table-watch", daemon=True)
 
     def start(self, since: int) -> None:
-        """Check from now on; at `since` all tables were as noted."""
+        """Check from now on; at `since` all tables matched the notes."""
         self.checked_lsn = since
         self._thread.start()
 
@@ -122,9 +122,9 @@ class TableWatch:
         self._position = lsn
 
     def announced(self, oid: int, name: TableName) -> None:
-        """Raise TableRenamedError if a selected table's changes come under a name for which there is no route.
+        """Raise TableRenamedError if a selected table's changes come under a name without a route.
 
-        The name is noted, so that the next start accepts a route for it although no table has the name any more.
+        The name is noted, so the next start accepts a route for it even if no table has the name any more.
         """
         note = (self.notes.tables or {}).get(oid)
         routes = self._sync.routes
@@ -145,7 +145,7 @@ class TableWatch:
         raise TableRenamedError(text, hint=hint)
 
     def _ask(self, oid: int, name: TableName) -> tuple[TableName | None, bool]:
-        """Return the table's name now, and whether another table has the name that is noted."""
+        """Return the table's name now, and whether another table has the noted name."""
         connection = self._connect()
         try:
             rows = fetch(connection, _NAMES_OF, {"oid": oid, "schema": name[0], "table": name[1]})
@@ -192,7 +192,7 @@ class TableWatch:
             self._take(result)
         self._signature = signature
         with self._lock:
-            if not self._closed.is_set():  # else the notes may be older
+            if not self._closed.is_set():  # otherwise the notes may be older
                 self.checked_lsn = end
 
     def _take(self, result: SyncResult) -> None:
@@ -206,7 +206,7 @@ class TableWatch:
             self._log_once(*trouble)
 
     def _log_once(self, event: str, reason: str, hint: str) -> None:
-        """Log it once, and again only after all was well."""
+        """Log it once, and again only after a check without errors."""
         if (key := f"{event} {reason} {hint}") not in self._logged:
             self._logged.add(key)
             log.error(event, reason=reason, hint=hint)

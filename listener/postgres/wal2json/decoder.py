@@ -1,6 +1,6 @@
 """Decodes wal2json's messages, format-version 2: JSON to changes, nothing else.
 
-The decoder reverses what JSON did to the values, so that a row is the server's text again, as with pgoutput. One thing
+The decoder reverses the JSON encoding of values, so a row is server text again, as with pgoutput. One thing
 cannot be reversed: wal2json before 2.6 writes NaN and Infinity as null.
 """
 
@@ -56,11 +56,11 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BYTEA = "17"
 
-_MAX_NAMES: Final = 10_000  # of tables that are remembered
+_MAX_NAMES: Final = 10_000  # of tables to remember
 
 _UNKNOWN: Final = (
     "wal2json sends the names only of the columns that it sends, and the table was altered again before this row was "
-    "read. Bring up to date by hand what depends on the table, and start once without the routes that name it, until "
+    "read. Update by hand what depends on the table, and start once without the routes that name it, until "
     "python -m listener status shows a later checkpoint. It cannot happen with ALTER TABLE … REPLICA IDENTITY FULL, "
     "or with CDC_PLUGIN=pgoutput (and another CDC_NAME, because a slot belongs to one plugin)."
 )
@@ -73,7 +73,7 @@ _Values = dict[str, bytes | None]
 
 
 class _Row(NamedTuple):
-    """A message about a selected table, kept until it is certain what the table was."""
+    """A message about a selected table, kept until the table's definition is certain."""
 
     action: int
     text: str
@@ -85,7 +85,7 @@ class _Row(NamedTuple):
 class Wal2JsonDecoder(Decoder):
     """Decodes one replication connection's messages; drops the rows of tables that no route selects.
 
-    It decodes rows by what was known of their tables before. `verify` then reads the catalogue once for all of them,
+    It decodes rows by the known definitions of their tables. `verify` then reads the catalogue once for all of them,
     and decodes again if a table turns out to be different.
     """
 
@@ -99,7 +99,7 @@ class Wal2JsonDecoder(Decoder):
         codec: str = "utf-8",
         **options: Unpack[DecoderOptions],
     ) -> None:
-        """`watches` returns whether a route selects a schema's table; `codec` is Python's name of the encoding.
+        """`watches` returns whether a route selects a schema's table; `codec` is Python's name for the encoding.
 
         `options` are the Decoder's.
         """
@@ -108,15 +108,15 @@ class Wal2JsonDecoder(Decoder):
         self._definitions = definitions
         self._selects = watches
         self._watches = lru_cache(maxsize=_MAX_NAMES)(self._is_selected)
-        self._unselected: set[TableName] = set()  # names that no route selects, as far as they are remembered
-        self._unreported: list[TableName] = []  # those of them that `report_gone` has not seen
+        self._unselected: set[TableName] = set()  # remembered names that no route selects
+        self._unreported: list[TableName] = []  # those not yet passed to `report_gone`
         self._codec = codec
         self._compiled = lru_cache(maxsize=1000)(self._compile)
-        self._read_up_to = 0  # the LSN at which the last transaction that was read committed
+        self._read_up_to = 0  # the commit LSN of the last transaction read
         self._unverified: list[_Row | EnqueuedTask] = []
         self._verified = 0  # changes of the batch before those rows
         self._certain: set[TableName] = set()  # tables that have not changed since they were observed
-        self._is_stale = False  # changes were decoded by a definition that turned out to be outdated
+        self._is_stale = False  # changes were decoded by an outdated definition
         # Missing columns of certain tables.
         self._missing: dict[tuple[TableName, tuple[str, ...], bool, bool], dict[str, int]] = {}
 
@@ -213,14 +213,14 @@ class Wal2JsonDecoder(Decoder):
         return _Row(action, text, table, self.transaction, ordinal) if self._watches(*table) else None
 
     def append(self, task: EnqueuedTask, changes: list[Any]) -> None:
-        """Append it, and keep its place among the rows that `verify` may decode again."""
+        """Append it, and remember its index among the rows that `verify` may decode again."""
         if self._unverified:
             self._unverified.append(task)
         changes.append(task)
 
     def _change(self, row: _Row, place: int) -> Any:
-        """Return the change, which will be at `place` in the batch, by what is known now."""
-        if row.table in self._certain and not self._unverified:  # `verify` replaces all behind the first one
+        """Return the change at index `place` of the batch, decoded by the current definition."""
+        if row.table in self._certain and not self._unverified:  # `verify` replaces all after the first one
             return self._decode_known(row)
         if not self._unverified:
             self._verified = place
@@ -234,7 +234,7 @@ class Wal2JsonDecoder(Decoder):
             raise self.unknown(f"wal2json messages of {rows[0].table} ({type(error).__name__})") from error
 
     def _change_of(self, row: _Row | EnqueuedTask) -> Any:
-        """Return the row as a change. Raise SourceError if its table is not known well enough."""
+        """Return the row as a change. Raise SourceError if too little is known about its table."""
         if isinstance(row, EnqueuedTask):
             return row
         try:
@@ -246,8 +246,8 @@ class Wal2JsonDecoder(Decoder):
             return self._decode_row(row)
         except UnknownDefinitionError as unknown:
             raise UndescribedTableError(
-                f"What the columns of {'.'.join(row.table)} were at {format_lsn(row.transaction.commit_lsn)} cannot "
-                f"be known: {unknown}. Nothing was acknowledged.",
+                f"The columns of {'.'.join(row.table)} at {format_lsn(row.transaction.commit_lsn)} cannot "
+                f"be determined: {unknown}. Nothing was acknowledged.",
                 hint=_UNKNOWN,
             ) from unknown
 
@@ -258,7 +258,7 @@ class Wal2JsonDecoder(Decoder):
         if row.action == _TRUNCATE:
             kind = self._table(row.table, self._all_columns(row)).truncate
             return WALChange(kind, None, None, row.transaction, row.ordinal)
-        message = json.loads(row.text, parse_int=str, parse_float=str)  # a number keeps each of its digits
+        message = json.loads(row.text, parse_int=str, parse_float=str)  # numbers keep all digits
         if row.action == _INSERT:
             return self._insert(row, message)
         if row.action == _UPDATE:
@@ -266,7 +266,7 @@ class Wal2JsonDecoder(Decoder):
         return self._delete(row, message)
 
     def _has_log(self, row: _Row) -> bool:
-        """Return whether it is a table's row: wal2json also sends what REFRESH writes to a materialized view."""
+        """Return whether it is a table's row: wal2json also sends the rows of a refreshed materialized view."""
         kinds = self._definitions.kinds(row.table, row.transaction.commit_lsn)
         if "m" in kinds and len(kinds) > 1:
             raise UnknownDefinitionError("it is a materialized view now, or was one")
@@ -282,9 +282,9 @@ class Wal2JsonDecoder(Decoder):
         old_types, old = _read(message.get("identity", ()))
         types |= old_types
         may_be_full = len(old) >= len(new) and old.keys() >= new.keys()
-        if not may_be_full or len(old) == len(new):  # else it is the whole row: REPLICA IDENTITY FULL
+        if not may_be_full or len(old) == len(new):  # otherwise it is the whole row: REPLICA IDENTITY FULL
             types |= self._missing_columns(row, types, is_whole=True, may_be_full=may_be_full)
-        # With REPLICA IDENTITY FULL the old row also has what is missing in the new one.
+        # With REPLICA IDENTITY FULL the old row also has the values missing in the new one.
         values: dict[str, Any] = {**dict.fromkeys(types, UNCHANGED), **old, **new}
         is_key = len(old) < len(types)
         # pgoutput sends an old key only if it has changed, wal2json always.

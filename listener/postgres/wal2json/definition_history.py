@@ -1,7 +1,7 @@
-"""What a table was when a row was written, from observations of the catalogue before and after: pure, no I/O.
+"""A table's definition when a row was written, from observations of the catalogue before and after: pure, no I/O.
 
-An observation shows a table as it is at that moment, and a row may be older or newer. The log orders the two: each part
-of a definition has the transaction that made it so, and a transaction has the LSN of its commit. No clock is used.
+An observation shows a table at one moment, but a row may be older or newer. The log orders the two: each part
+of a definition has the transaction that created it, and a transaction has the LSN of its commit. No clock is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Order(Protocol):
     """The order of transactions in the log: by xid, and by the LSN of the commit."""
 
     def is_before(self, xid: int, lsn: int) -> bool | None:
-        """Return whether the transaction committed before `lsn`; None: exactly there, or not known."""
+        """Return whether the transaction committed before `lsn`; None: exactly there, or unknown."""
 
     def is_quiet(self, since: int, lsn: int) -> bool:
         """Return whether only known transactions altered tables after `since` and up to `lsn`."""
@@ -40,7 +40,7 @@ _HAVE_ROWS = "rpm"  # pg_class.relkind of what can have rows in the log
 
 
 class UnknownDefinitionError(Exception):
-    """What the table was at that LSN cannot be known; the message says why."""
+    """The table's definition at that LSN cannot be determined; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +50,16 @@ class ColumnDefinition:
     number: int  # pg_attribute.attnum: no other column of the table ever gets it
     name: str
     type_oid: int
-    may_be_unsent: bool  # its value may be stored outside of the row: then the log has it only if it changes
+    may_be_unsent: bool  # its value may be stored outside the row: then the log has it only if it changes
     is_dropped: bool = False
-    changed_by: int = 0  # the transaction that made it so
-    # Whether it has been so since before all that is still to be read.
+    changed_by: int = 0  # the transaction that created this state
+    # Whether this state is older than everything still to be read.
     is_final: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableDefinition:
-    """What had a table's name at one moment."""
+    """The relation with a table's name at one moment."""
 
     oid: int
     kind: str  # pg_class.relkind: r table, p partitioned table, m materialized view, …
@@ -71,25 +71,25 @@ class TableDefinition:
 
     @property
     def is_final(self) -> bool:
-        """Whether all of it has been so since before all that is still to be read."""
+        """Whether all of it is older than everything still to be read."""
         return self.is_name_final and all(column.is_final for column in self.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the catalogue showed, once or several times in a row."""
+    """What the catalogue showed, once or several times in succession."""
 
     definition: TableDefinition | None  # None: nothing had the name
-    since: int  # the end of the log after the first time: it was so there already
-    until: int  # an LSN before the last time: it was still so there
+    since: int  # the end of the log after the first time: it was valid there already
+    until: int  # an LSN before the last time: it was still valid there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PossibleColumn:
-    """What one column may have been when a row was written."""
+    """The possible states of one column when a row was written."""
 
-    states: tuple[ColumnDefinition, ...]  # without those in which it did not exist; several: not known which
-    may_be_another: bool = False  # it may have been something that was never observed
+    states: tuple[ColumnDefinition, ...]  # without those in which it did not exist; several: unknown which
+    may_be_another: bool = False  # it may have had a state that was never observed
     names: frozenset[str]  # all names under which it was observed
     may_be_gone: bool = False  # or it may not exist yet
     added: ColumnDefinition | None = None  # it may have existed already, as this or under another name
@@ -105,7 +105,7 @@ class PossibleColumn:
 
 
 class TableHistory:
-    """The observations of one name, as far back as there is something to read."""
+    """The observations of one name, as far back as there is log to read."""
 
     def __init__(self, observations: Sequence[Observation] = ()) -> None:
         """Start with these observations, the oldest first."""
@@ -122,7 +122,7 @@ class TableHistory:
         return all(seen.definition is not None and seen.definition.kind == "r" for seen in self._observations)
 
     def is_certain(self, lsn: int) -> bool:
-        """Return whether the latest observation shows what the table was at `lsn` and has been since."""
+        """Return whether the latest observation is valid at `lsn` and since."""
         found = self._observations
         if not found:
             return False
@@ -143,7 +143,7 @@ class TableHistory:
         return is_new
 
     def is_over(self, lsn: int) -> bool:
-        """Return whether nothing has the name, and all rows of what had it are read."""
+        """Return whether no relation has the name, and all rows of the previous one are read."""
         return (
             bool(self._observations)
             and self._observations[-1].definition is None
@@ -152,7 +152,7 @@ class TableHistory:
 
     @property
     def not_final(self) -> frozenset[int]:
-        """The transactions that made the observed definitions, without those that are final."""
+        """The transactions that created the observed definitions, without final ones."""
         found = [seen.definition for seen in self._observations if seen.definition]
         columns = [column.changed_by for each in found for column in each.columns if not column.is_final]
         return frozenset(columns).union(*(each.named_by for each in found if not each.is_name_final))
@@ -171,7 +171,7 @@ class TableHistory:
         return frozenset(found | {""})
 
     def kinds(self, lsn: int, order: Order) -> frozenset[str]:
-        """Return the kinds of what may have had the name at `lsn`; none if nothing was observed."""
+        """Return the possible kinds of the relation with the name at `lsn`; none if nothing was observed."""
         return frozenset(
             seen.definition.kind
             for observations in self._owners(lsn, order)
@@ -180,13 +180,13 @@ class TableHistory:
         )
 
     def columns(self, lsn: int, order: Order) -> list[list[PossibleColumn]]:
-        """Return what the columns may have been at `lsn`, of each table that may have had the name.
+        """Return the possible states of the columns at `lsn`, for each table that may have had the name.
 
         Raise UnknownDefinitionError if the table was never observed.
         """
         owners = list(self._owners(lsn, order))
         if not owners:
-            raise UnknownDefinitionError("it is gone, and the listener has not seen it before")
+            raise UnknownDefinitionError("it no longer exists, and the listener has not seen it before")
         return [list(_columns(observations, lsn, order)) for observations in owners]
 
     def _owners(self, lsn: int, order: Order) -> Iterator[list[Observation]]:
@@ -247,11 +247,11 @@ def _columns(observations: Sequence[Observation], lsn: int, order: Order) -> Ite
 def _possible(
     found: Sequence[tuple[Observation, ColumnDefinition | None]], lsn: int, order: Order
 ) -> PossibleColumn:
-    """Go back from what the column is now to what it became before `lsn`."""
+    """Go back from the column's current state to its state at `lsn`."""
     names = frozenset(column.name for _, column in found if column and not column.is_dropped)
     states: list[ColumnDefinition] = []
     may_be_gone = False
-    later: ColumnDefinition | None = None  # what it became, after `lsn`
+    later: ColumnDefinition | None = None  # its state after `lsn`
     for observations in reversed(_same(found)):
         column = observations[-1][1]
         was_made = column is None or observations[0][0].since <= lsn or _is_older(observations, lsn, order)
@@ -285,7 +285,7 @@ def _is_older(
 
 
 def _is_renamed(column: ColumnDefinition | None, later: ColumnDefinition | None) -> bool:
-    """Return whether the column may have had a name in between that neither of the two has."""
+    """Return whether the column may have had a third name in between."""
     if later is None or (column is None and not later.is_dropped):
         return False
     return column is None or (not later.is_dropped and later.name != column.name)
@@ -298,9 +298,9 @@ def missing_columns(
     is_whole: bool,
     ever_sent: Collection[str] = (),
 ) -> list[PossibleColumn]:
-    """Return the columns whose values were not `sent`; one too many if that is not known.
+    """Return the columns whose values were not `sent`; one too many if unknown.
 
-    `is_whole`: the whole row was sent, except values that are stored outside of it and did not change. Otherwise only a
+    `is_whole`: the whole row was sent, except unchanged values that are stored outside of it. Otherwise only a
     key was sent. `ever_sent` are all columns of the table's rows so far: a value outside of its row was sent once.
     Raise UnknownDefinitionError if a name cannot be known.
     """
@@ -309,7 +309,7 @@ def missing_columns(
     strangers = [name for name in sent if name not in known]
     if len(columns) - len(rest) > len(sent) - len(strangers):
         raise UnknownDefinitionError("columns have taken each other's names")
-    if strangers:  # they are the columns that may have been something else, so none of these is missing
+    if strangers:  # these are the columns with an unknown state, so none of these is missing
         unknown = [column for column in rest if column.may_be_another or column.added]
         if len(strangers) != len(unknown):
             raise UnknownDefinitionError(

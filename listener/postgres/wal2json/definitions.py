@@ -1,4 +1,4 @@
-"""What the catalogue says about tables: for wal2json, whose messages do not describe them completely."""
+"""Catalogue data on tables: for wal2json, whose messages do not describe them completely."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ log = structlog.get_logger()
 
 _GONE_HINT: Final = (
     "Nothing is missing if these tables were dropped. If one was a table of a route, renamed and renamed back while "
-    "the listener was stopped, its rows have fired nothing: CDC_PLUGIN=pgoutput tells which table a row belongs to."
+    "the listener was stopped, its rows have fired nothing: CDC_PLUGIN=pgoutput shows which table a row belongs to."
 )
 
 # The largest commit record, in bytes, of a transaction that has altered nothing: 24 of header, 2, 8 of time, 4, 8 of
 # database, 16 if it was replicated from another server. If the transaction has altered something, the record has at
 # least 20 bytes more: the cache entries that other sessions have to drop (xl_xact_invals in PostgreSQL's xact.h).
 LARGEST_PLAIN_COMMIT: Final = 64
-_PAGE, _PAGE_HEADER = 8192, 24  # a record that reaches the next page continues behind that page's header
+_PAGE, _PAGE_HEADER = 8192, 24  # a record that reaches the next page continues after that page's header
 
 _NOT_OBSERVED: Final = TableHistory()
 _MOST_ALTERING: Final = 10_000  # transactions that are kept in memory
 _REFRESH_EVERY: Final = 0.25  # seconds between two queries of all tables, at least …
 _SHARE_OF_TIME: Final = 20  # … of which the queries take up to a twentieth
-_ALTERS_FOR: Final = 2.0  # seconds until every session sees what was committed
+_ALTERS_FOR: Final = 2.0  # seconds until every session sees a commit
 
-# The end of the log, in the same statement as the definitions: all that these show was committed before it.
+# The end of the log, in the same statement as the definitions, which were all committed before it.
 _END_OF_LOG: Final = """
 pg_wal_lsn_diff(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0'
 )::bigint
 """
 
-# Final is what is older than the slot's catalog_xmin: it committed before all that the slot has still to send. An age
+# Final: older than the slot's catalog_xmin, so committed before everything that the slot has still to send. An age
 # below zero is that of a transaction so old that xids have wrapped around since.
 _TABLES: Final = f"""
 WITH horizon AS MATERIALIZED (
@@ -72,7 +72,7 @@ SELECT name.schema, name.relation, c.oid::bigint, c.relkind, c.relreplident,
 FROM horizon CROSS JOIN unnest(%s::text[], %s::text[]) AS name(schema, relation)
 LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
     ON n.nspname = name.schema AND c.relname = name.relation
-"""  # noqa: S608 - no text of others
+"""  # noqa: S608 - no outside text
 
 _PARTITIONED: Final = """
 SELECT n.nspname::text, c.relname::text
@@ -94,7 +94,7 @@ WHERE to_regclass(format('%%I.%%I', asked.schema, asked.name)) IS NULL
 ORDER BY 1, 2
 """
 
-# A session that has altered a table keeps this lock until all can see the change, perhaps after its commit was read.
+# A session that has altered a table keeps this lock until all sessions see it, perhaps after its commit was read.
 _ALTERING: Final = """
 SELECT EXISTS (
     SELECT FROM pg_locks
@@ -127,7 +127,7 @@ def has_altered(commit: int, end: int) -> bool:
 
 
 class TableDefinitions:
-    """What is known of the tables, and since which LSN."""
+    """The known definitions of the tables, and since which LSN."""
 
     def __init__(
         self,
@@ -148,10 +148,10 @@ class TableDefinitions:
         self._sent: dict[TableName, frozenset[str]] = {}  # names of columns
         self._altering: deque[int] = deque(maxlen=_MOST_ALTERING)
         self._outdated_at = 0.0
-        self._is_outdated = False  # something was altered, and `refresh_all` has not shown what since
-        self._unknown_up_to = 0  # which transactions altered something before this LSN is forgotten
+        self._is_outdated = False  # something was altered, and `refresh_all` has not run since
+        self._unknown_up_to = 0  # altering transactions before this LSN are dropped
         self._is_noted = False
-        self._done_up_to = 0  # the LSN of the last `refresh_all`: rows before it are done with
+        self._done_up_to = 0  # the LSN of the last `refresh_all`: rows before it are finished
         self._refreshed_all_at = 0.0
         self._took = 0.0
 
@@ -205,9 +205,9 @@ class TableDefinitions:
         return is_new
 
     def report_gone(self, tables: Collection[TableName], *, lsn: int) -> None:
-        """Log which of these tables, whose rows no route selects, are not in the database any more.
+        """Log which of these tables without a route no longer exist in the database.
 
-        Each of them may be a selected table under a name that it had for a while: nobody has seen it under that name.
+        Each may be a selected table under a temporary name, under which it was never observed.
         `lsn` is the LSN up to which the log was read.
         """
         schemas, names = [schema for schema, _ in tables], [name for _, name in tables]
@@ -221,16 +221,16 @@ class TableDefinitions:
 
     @property
     def may_refresh_all(self) -> bool:
-        """Return whether the last `refresh_all` is long enough ago."""
+        """Return whether the last `refresh_all` was long enough ago."""
         return monotonic() - self._refreshed_all_at >= max(_REFRESH_EVERY, _SHARE_OF_TIME * self._took)
 
     def is_certain(self, table: TableName, lsn: int) -> bool:
-        """Return whether the latest observation shows the table as it was at `lsn` and has been since."""
+        """Return whether the latest observation is valid at `lsn` and since."""
         history = self._histories.get(table, _NOT_OBSERVED)
         return history.is_plain and history.is_certain(lsn)
 
     def kinds(self, table: TableName, lsn: int) -> frozenset[str]:
-        """Return what may have had the name, as pg_class.relkind; nothing if that is not known."""
+        """Return the possible kinds with that name, as pg_class.relkind; empty if unknown."""
         return self._histories.get(table, _NOT_OBSERVED).kinds(lsn, self)
 
     def missing(
@@ -238,7 +238,7 @@ class TableDefinitions:
     ) -> dict[str, int]:
         """Return the columns, with their types, that a row lacks; see `history.missing_columns`.
 
-        `may_be_full`: what was sent of the old row may be all of it. Raise UnknownDefinitionError.
+        `may_be_full`: the sent part of the old row may be all of it. Raise UnknownDefinitionError.
         """
         ever_sent = self._sent.get(table, frozenset())
         missing = [
@@ -260,7 +260,7 @@ class TableDefinitions:
         }
 
     def note_sent(self, table: TableName, columns: Collection[str]) -> None:
-        """Note that rows of the table have these columns, also ones that were never observed."""
+        """Note that rows of the table have these columns, including unobserved ones."""
         self._sent[table] = self._sent.get(table, frozenset()).union(columns)
 
     def all_columns(self, table: TableName, lsn: int) -> dict[str, int]:
@@ -328,7 +328,7 @@ class TableDefinitions:
             )
 
     def _find_commits(self, xid: int) -> None:
-        """Find the LSNs at which this transaction committed, and all others that made the known definitions."""
+        """Find the commit LSNs of this transaction, and of all others that created the known definitions."""
         asked = {xid, *(each for history in self._histories.values() for each in history.not_final)}
         asked -= self._commits.keys()
         connection = self._open()
@@ -383,7 +383,7 @@ def _write_notes(histories: Mapping[TableName, TableHistory]) -> str:
 
 
 def _as_list(seen: Observation) -> list[Any]:
-    """Return an observation for JSON. What is final is not kept: each start finds it out again."""
+    """Return an observation for JSON. Final states are not stored: each start determines them again."""
     found = seen.definition
     if found is None:
         return [seen.since, seen.until, None, "", "", [], False, []]
@@ -395,7 +395,7 @@ def _as_list(seen: Observation) -> list[Any]:
 
 
 def _read_notes(notes: str | None) -> dict[TableName, TableHistory]:
-    """Return what `_write_notes` wrote; notes of the other plugin have nothing of it."""
+    """Parse the output of `_write_notes`; empty for notes of the other plugin."""
     tables: Iterable[list[Any]] = json.loads(notes).get("wal2json", ()) if notes else ()
     return {
         (schema, name): TableHistory(

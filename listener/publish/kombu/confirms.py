@@ -1,7 +1,7 @@
 """RabbitMQ's publisher confirms: which of the messages sent on a channel the broker has confirmed.
 
 RabbitMQ manual, "Consumer Acknowledgements and Publisher Confirms": the messages of a channel in confirm mode are
-numbered from 1. An ack or a nack is for one number, or for all up to it. A message that no queue takes is returned,
+numbered from 1. An ack or nack is for one number, or for all up to it. A message that no queue accepts is returned
 and then acked.
 """
 
@@ -24,7 +24,7 @@ class Confirms:
         self.returned: dict[str, str] = {}  # reason, by task id
 
     def watch(self, channel: Any) -> None:
-        """Put the channel into confirm mode, and handle its answers."""
+        """Put the channel into confirm mode, and handle its replies."""
         channel.confirm_select()
         channel.events["basic_ack"].add(self.on_ack)
         channel.events["basic_nack"].add(self.on_nack)
@@ -40,7 +40,7 @@ class Confirms:
         self._waiting[self.last] = name
 
     def take(self) -> list[int]:
-        """Return the names that the broker has confirmed since the last call; what it returned is among them."""
+        """Return the names that the broker has confirmed since the last call, including returned messages."""
         confirmed, self._confirmed = self._confirmed, []
         return confirmed
 

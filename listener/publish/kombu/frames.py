@@ -1,4 +1,4 @@
-"""A task's message as RabbitMQ reads it: kombu and py-amqp make the frames of one, and they become a template.
+"""A task's message as RabbitMQ reads it: kombu and py-amqp create the frames of one, which become a template.
 
 AMQP 0-9-1, 4.2: a message is a method frame (basic.publish), a content header frame with the properties, and the body
 in frames of up to `frame_max` bytes. A frame is its type, channel and size (1, 2 and 4 bytes), its payload, and 0xCE.
@@ -41,17 +41,17 @@ __all__ = ["Frames", "Render"]
 Render = Callable[[Call], bytes]  # all frames of the call's message
 
 _HEADER, _BODY, _END = 2, 3, b"\xce"
-_FRAME: Final = 8  # bytes of a frame beside its payload
+_FRAME: Final = 8  # bytes of a frame without its payload
 _HAS_CONTENT_TYPE, _HAS_ENCODING, _HAS_HEADERS = 1 << 15, 1 << 14, 1 << 13  # the first flags, in this order
 _SHOWN: Final = f"<{KIND} {POSITION}>"
 
 
 def _long(place: str) -> bytes:
-    """Return a place as the headers have it: a long string with its length before it."""
+    """Return a place as in the headers: a long string after its length."""
     return b"S" + pack(">I", len(place)) + place.encode()
 
 
-# Each place with its length before it; the number of the value that it gets, and the format of the length.
+# Each place after its length; the number of its value, and the format of the length.
 _PLACES: Final = {
     _long(ID): (0, ">I"),
     pack("B", len(ID)) + ID.encode(): (0, "B"),  # the short string correlation_id
@@ -62,7 +62,7 @@ _PLACES: Final = {
     _long(CONTEXT): (5, ">I"),
     pack("B", len(TRACE)) + TRACE.encode() + _long(TRACE): (6, ""),  # a header with its name
 }
-_TABLES: Final = frozenset({5})  # values that are no text, but an object
+_TABLES: Final = frozenset({5})  # values that are an object instead of text
 _PLACE: Final = re.compile(b"(%b)" % b"|".join(map(re.escape, _PLACES)), re.DOTALL)
 _NO_TIMES: Final = (b"", b"")
 _WHOLE: Final = frozenset({6})  # values that are headers with their names, and have no length before them
@@ -76,7 +76,7 @@ class Frames:
     def __init__(
         self, channel: Any, message: MessageTemplate, route: Route, spans: Spans | None = None
     ) -> None:
-        """Let kombu publish a message on the channel, and catch it. Raise EnvelopeError if it is not as expected."""
+        """Let kombu publish a message on the channel, and capture it. Raise EnvelopeError if it is not as expected."""
         self._message = message
         self._spans = spans
         self._suffix = task_id("", route).encode()
@@ -86,7 +86,7 @@ class Frames:
         self._start, self._table, self._parts = _parsed(properties)
 
     def of(self, kind: Kind) -> Render:
-        """Return the function that makes the messages of this kind of change."""
+        """Return the function that creates the messages of this kind of change."""
         body_of, timing, has_context = self._message.body, self._message.timing, self._message.has_context
         spans = self._spans
         suffix, largest, channel = self._suffix, self._chunk, self._channel
@@ -117,7 +117,7 @@ class Frames:
         return render
 
     def _shape(self, shown: bytes, lengths: tuple[int, ...]) -> tuple[bytes, Callable[[Any], Any]]:
-        """Return method and header frame of messages whose values have these lengths, and which value goes where.
+        """Return the method and header frames of messages whose values have these lengths, and the order of the values.
 
         The first place is the body's length.
         """
@@ -189,14 +189,14 @@ def _caught(channel: Any, message: MessageTemplate) -> bytes:
 
 
 def _split(frames: bytes) -> tuple[bytes, bytes]:
-    """Return the method frame, and of the header frame what follows the body's length."""
+    """Return the method frame, and the part of the header frame after the body's length."""
     first = _FRAME + unpack_from(">I", frames, 3)[0]
     size = unpack_from(">I", frames, first + 3)[0]
     return frames[:first], frames[first + 7 + 12 : first + 7 + size]
 
 
 def _parsed(properties: bytes) -> tuple[bytes, int, list[bytes]]:
-    """Return what is before the headers' length, that length, and the rest: each second part is one of `_PLACES`."""
+    """Return the part before the headers' length, that length, and the rest: every second part is one of `_PLACES`."""
     flags, at = unpack_from(">H", properties)[0], 2
     for flag in (_HAS_CONTENT_TYPE, _HAS_ENCODING):
         at += 1 + properties[at] if flags & flag else 0
@@ -204,7 +204,7 @@ def _parsed(properties: bytes) -> tuple[bytes, int, list[bytes]]:
     found = [_PLACES[part] for part in parts[1::2]]
     if not flags & _HAS_HEADERS or not Counter(found) >= _NEEDED:
         raise EnvelopeError(
-            "Celery made a message without a task's id, root_id, argsrepr or correlation_id.",
+            "Celery created a message without a task's id, root_id, argsrepr or correlation_id.",
             hint="Leave these out of the options in task_routes of celeryconfig.py.",
             code="message_format",
         )

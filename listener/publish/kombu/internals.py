@@ -1,4 +1,4 @@
-"""What we use of kombu beyond its public interface; checked before anything is sent."""
+"""The private parts of kombu that we use; checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NEEDED: Final = ("_put", "_put_fanout", "_q_for_pri", "_get_message_priority") 
 
 
 def check_kombu() -> None:
-    """Raise EnvelopeError if this kombu would send the template of a message, instead of giving it to us."""
+    """Raise EnvelopeError if this kombu would send the template of a message instead of returning it."""
     try:
         check_versions()
     except OldCeleryError as error:
         raise EnvelopeError(error.message, hint=error.hint, code="kombu_version") from error
     if missing := [name for name in _NEEDED if not hasattr(redis.Channel, name)]:
         raise EnvelopeError(
-            f"The listener cannot make messages with kombu {metadata.version('kombu')}, which has no "
+            f"The listener cannot create messages with kombu {metadata.version('kombu')}, which has no "
             f"{', '.join(missing)}.",
             hint="pip install 'celery>=5.4,<5.8' 'kombu>=5.3.4,<5.8'",
             code="kombu_version",
@@ -31,7 +31,7 @@ def check_kombu() -> None:
 
 
 def expiry_of(channel: Any, queue: str) -> int | None:
-    """Return after how many milliseconds without use a queue is deleted: the argument `x-expires` of Celery's queue.
+    """Return the milliseconds after which an unused queue is deleted: the argument `x-expires` of Celery's queue.
 
     None if it stays; kombu before 5.7 deletes none on Redis.
     """

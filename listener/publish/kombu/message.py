@@ -1,6 +1,6 @@
-"""A task's message on its way through kombu: Celery makes one for each route, and the others are filled in.
+"""A task's message for kombu: Celery creates one per route, and the others are filled in from it.
 
-Any broker gets it from `kombu.Producer`. RabbitMQ gets the same bytes without it: `frames.py`.
+Other brokers get it from `kombu.Producer`, RabbitMQ gets the same bytes from `frames.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MessageTemplate:
     """The messages of one route."""
 
     task: str
-    queue: Queue | None  # None if Celery does not say it; it has to be declared before
+    queue: Queue | None  # None if Celery does not name it; it has to be declared first
     is_delayed: bool  # RabbitMQ keeps them until they are due
     parts: tuple[bytes, bytes, bytes]  # of the body: before, between and after the two kinds of arguments
     timing: Timing | None
@@ -59,7 +59,7 @@ class MessageTemplate:
         return str(getattr(exchange, "name", exchange) or "")
 
     def body(self, call: Call) -> bytes:
-        """Return the body of the call's message, as it is sent."""
+        """Return the body of the call's message as sent."""
         body = self._plain_body(call)
         return body if self.compression is None else compress(body, self.compression)[0]
 
@@ -98,12 +98,12 @@ class _Catcher:
 def partition_of(partitions: Sequence[str], route: Route, key: str) -> str:
     """Return the queue for the tasks with this key on RabbitMQ, whatever queue the route names.
 
-    Raises EnvelopeError if the app has no such queues.
+    Raise EnvelopeError if the app has no such queues.
     """
     if not partitions:
         raise EnvelopeError(
-            f"The task {route.task} has a key, and the app has no queues on RabbitMQ for tasks with a key.",
-            hint="Let the app have them, with a CDC_CACHE_URL for its workers: cdc_tasks.install(app)   "
+            f"The task {route.task} has a key, but the app has no queues on RabbitMQ for tasks with a key.",
+            hint="Add them to the app, with a CDC_CACHE_URL for its workers: cdc_tasks.install(app)   "
             "or leave key= out, or use Redis as the broker.",
             code="no_partitions",
         )
@@ -118,7 +118,7 @@ def message_template(
     has_key: bool = False,
     has_context: bool = False,
 ) -> MessageTemplate:
-    """Return what the messages of one route have in common; raises EnvelopeError.
+    """Return the common part of one route's messages. Raise EnvelopeError.
 
     `partition` is the queue of those with a key, on RabbitMQ. `has_context`: their transaction has a context.
     """
@@ -152,7 +152,7 @@ def message_template(
 
 
 def _delay_on_rabbitmq(app: Celery, where: Mapping[str, Any], timing: Timing | None) -> int | None:
-    """Return for how many seconds RabbitMQ keeps the message; None if it does not, and a worker keeps it."""
+    """Return how many seconds RabbitMQ delays the message; None if a worker delays it instead."""
     if timing is None or timing.countdown is None:
         return None
     with app.connection_for_write() as connection:

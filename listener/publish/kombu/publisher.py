@@ -39,12 +39,12 @@ from listener.publish.spans import Spans
 
 __all__ = ["KombuPublisher"]
 
-_OVERHEAD = 1_000  # bytes in a message's body beside the arguments
-_LOOK_EVERY = 0.5  # seconds between two looks at a queue that is too long
+_OVERHEAD = 1_000  # bytes in a message's body in addition to the arguments
+_LOOK_EVERY = 0.5  # seconds between two checks of a queue that is too long
 
 
 class _Flight(NamedTuple):
-    """A batch that the broker does not hold yet."""
+    """A batch that the broker has not confirmed yet."""
 
     tasks: int
     delivery: Delivery
@@ -52,7 +52,7 @@ class _Flight(NamedTuple):
     checkpoint: str
     as_of: datetime | None
     notes: str | None
-    beside: Sequence[Command]  # what is set aside with it, or leaves its list
+    beside: Sequence[Command]  # messages set aside with it, or leaving their list
     before: Callable[[], None] | None  # called before the checkpoint moves
 
 
@@ -87,7 +87,9 @@ class KombuPublisher:
         self._beside = SetAsideTasks(set_aside_key(f"cdc:{name}"), self._sender.queue_of)
         self._max_set_aside = max_set_aside
         self._max_parked = max_parked
-        self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
+        self._policies: dict[str, set[str]] = defaultdict(
+            set
+        )  # queue -> its routes' policies for a full queue
 
     @property
     def retries(self) -> Sequence[Retry]:
@@ -100,7 +102,7 @@ class KombuPublisher:
         return self._checkpoint.read()
 
     def attach(self, source: str) -> str | None:
-        """Get ready to publish; see `Publisher.attach`."""
+        """Prepare to publish; see `Publisher.attach`."""
         self._end_flight()
         position = self._checkpoint.attach(source)
         self._beside.restore(self._ask)
@@ -117,7 +119,7 @@ class KombuPublisher:
         also: Sequence[Command] = (),
         before: Callable[[], None] | None = None,
     ) -> str | None:
-        """Make the broker hold these tasks, and then Redis the parked changes and the checkpoint."""
+        """Store these tasks in the broker, then the parked changes and the checkpoint in Redis."""
         limit = self._sender.limit
         tasks, parked = batch_together(fired, max_bytes=None if limit is None else limit - _OVERHEAD)
         self.flush()
@@ -130,7 +132,7 @@ class KombuPublisher:
         if not tasks:
             self._sender.keep_alive()
         self._flight = _Flight(len(tasks), Delivery(tasks), parked, checkpoint, as_of, notes, beside, before)
-        with suppress(BrokerAwayError, MessageTooLargeError):  # `flush` finds out again
+        with suppress(BrokerAwayError, MessageTooLargeError):  # `flush` detects it again
             self._sender.start(self._flight.delivery)
         return self._checkpoint.confirmed if pipelined else self.flush()
 
@@ -144,12 +146,12 @@ class KombuPublisher:
         return self._checkpoint.confirmed
 
     def _end_flight(self) -> None:
-        """Wait for the batch in flight; what another listener did to the checkpoint is read next."""
+        """Wait for the batch in flight; another listener's checkpoint is read afterwards."""
         with suppress(CheckpointMovedError):
             self.flush()
 
     def _finish(self, flight: _Flight) -> None:
-        """Make the broker hold the tasks, and then Redis the parked changes and the checkpoint."""
+        """Store the tasks in the broker, then the parked changes and the checkpoint in Redis."""
         tasks, parked = flight.tasks, [*flight.parked, *self._deliver(flight.delivery)]
         if flight.before is not None:
             flight.before()
@@ -176,7 +178,7 @@ class KombuPublisher:
         return Load(parked, self._max_parked, "CDC_MAX_PARKED")
 
     def _load(self) -> Load:
-        """Look at the queues; return how much waits where that makes the listener wait."""
+        """Check the queues; return the load that makes the listener wait."""
         most, lengths = self._limit.max_queue, self._sender.lengths()
         self._beside.full = {queue for queue, length in lengths.items() if most is not None and length > most}
         pausing = (length for queue, length in lengths.items() if PAUSE in self._policies[queue])
@@ -187,7 +189,7 @@ class KombuPublisher:
         return Load(self._beside.longest, self._max_set_aside, "CDC_MAX_SET_ASIDE")
 
     def _move(self) -> None:
-        """Let tasks leave their lists while the stream waits."""
+        """Move tasks from their lists to the queues while the stream waits."""
         position = self._checkpoint.confirmed
         released, removals = self._beside.release(self._ask)
         if position is not None and released:
@@ -196,7 +198,7 @@ class KombuPublisher:
             self._checkpoint.flush()
 
     def _with_those_beside(self, tasks: Sequence[Call]) -> tuple[list[Call], list[Command]]:
-        """Return the tasks that the broker gets now, and what changes in the lists of those that wait."""
+        """Return the tasks that the broker gets now, and the changes to the lists of tasks set aside."""
         for each in tasks if self._limit.max_queue is not None else ():
             self._policies[self._sender.queue_of(each)].add(each.route.on_full)
         if not self._beside.is_used:
@@ -222,12 +224,12 @@ class KombuPublisher:
         return max(0, min(most, self._limit.max_queue // 2 - longest))
 
     def pause(self, routes: Collection[str]) -> None:
-        """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""
+        """Set aside only the tasks of these routes; see `Publisher.pause`."""
         self.flush()
         self._beside.pause(routes)
 
     def drop_set_aside(self, route: str) -> int:
-        """Drop what is set aside of a paused route; see `Publisher.drop_set_aside`."""
+        """Drop the tasks of a paused route that were set aside; see `Publisher.drop_set_aside`."""
         position = self.flush()
         count, commands = self._beside.drop(route)
         if commands and position is not None:
@@ -236,7 +238,7 @@ class KombuPublisher:
         return count
 
     def _deliver(self, delivery: Delivery) -> list[Parked]:
-        """Make the broker hold the tasks; return those whose messages it will never take."""
+        """Store the tasks in the broker; return those whose messages it never accepts."""
         parked: list[Parked] = []
         while delivery.outstanding:
             try:
@@ -260,11 +262,11 @@ class KombuPublisher:
         return self._sender.body_size(task) > limit
 
     def stop(self) -> None:
-        """Make a call that waits raise StoppedError soon."""
+        """Make a waiting call raise StoppedError soon."""
         self._wakeup.set()
 
     def close(self) -> None:
-        """Release broker and Redis; after `stop`, first wait for the batch in flight, if the broker is there."""
+        """Release broker and Redis; after `stop`, first wait for the batch in flight if the broker is available."""
         if self._retry.is_stopped:
             with suppress(CDCError, StoppedError):  # the next start would publish it again
                 self.flush()
@@ -273,10 +275,10 @@ class KombuPublisher:
 
 
 def _is_enqueued(ids: Collection[str], task: Call) -> bool:
-    """Return whether a transaction enqueued it, and it has one of these ids."""
+    """Return whether a transaction enqueued the task, and it has one of these ids."""
     return not task.route.id and task.id in ids
 
 
 def _refused(tasks: Iterable[Call], error: Exception) -> Iterator[Parked]:
-    """Yield them as they are parked."""
+    """Yield them as parked changes."""
     return (Parked(*each[:2], error, each.arguments, each.kwargs, each.key) for each in tasks)

@@ -41,12 +41,12 @@ __all__ = ["Delivery", "KombuSender", "UnroutableError"]
 log = structlog.get_logger()
 
 _HEARTBEAT: Final = 10  # seconds, if celeryconfig.py has none
-_TICK: Final = 0.5  # seconds between two heartbeats, and between two looks whether we are stopped
+_TICK: Final = 0.5  # seconds between two heartbeats, and between two checks for a stop
 _CONFIRM_TIMEOUT = 15.0  # seconds without a confirm; then the rest is sent again
-_AT_ONCE: Final = 64 * 1024  # bytes written at a time; then what the broker sends is read
+_AT_ONCE: Final = 64 * 1024  # bytes written at a time; then the broker's data is read
 _MOST_REMEMBERED: Final = 20_000  # kinds of change, each with a route
-_LARGE: Final = 1_000_000  # bytes: the others are confirmed before such a message, because it may be refused
-_LARGEST: Final = 512 * 1024 * 1024  # bytes: RabbitMQ cannot be configured to take more
+_LARGE: Final = 1_000_000  # bytes: such a message may be refused, so others are confirmed before it
+_LARGEST: Final = 512 * 1024 * 1024  # bytes: RabbitMQ cannot be configured to accept more
 _TOO_LARGE: Final = re.compile(r"message size (?P<size>\d+) is larger than .*size (?P<limit>\d+)")
 _TIMEOUTS: Final = {"read_timeout": 10, "write_timeout": 10}
 
@@ -73,20 +73,20 @@ class UnroutableError(BrokerError):
 
 
 class Delivery:
-    """A batch's tasks on their way, each under its number in the batch."""
+    """A batch's tasks being sent, each under its number in the batch."""
 
     def __init__(self, tasks: Sequence[Call]) -> None:
-        self.outstanding: dict[int, Call] = dict(enumerate(tasks))  # what the broker has not confirmed
-        self.unsent = deque(self.outstanding)  # of them, on the open connection
+        self.outstanding: dict[int, Call] = dict(enumerate(tasks))  # not confirmed by the broker
+        self.unsent = deque(self.outstanding)  # of these, on the open connection
         self.is_fresh = False  # the connection was opened for it
 
     def begin_again(self) -> None:
-        """Note that the connection is lost: all that is outstanding has to be sent again."""
+        """Note that the connection is lost: all outstanding tasks have to be sent again."""
         self.unsent = deque(self.outstanding)
         self.is_fresh = False
 
     def remove(self, belongs: Callable[[Call], bool]) -> list[Call]:
-        """Take out some of the tasks, and return them."""
+        """Remove some of the tasks, and return them."""
         found = {number: task for number, task in self.outstanding.items() if belongs(task)}
         for number in found:
             del self.outstanding[number]
@@ -94,7 +94,7 @@ class Delivery:
         return list(found.values())
 
     def settle(self, confirms: Confirms) -> None:
-        """Take out what the broker has confirmed."""
+        """Remove what the broker has confirmed."""
         for number in confirms.take():
             if not confirms.returned or self.outstanding[number].id not in confirms.returned:
                 del self.outstanding[number]
@@ -122,9 +122,9 @@ class KombuSender:
         self.limit: int | None = None  # bytes in a body, from a refusal
 
     def start(self, delivery: Delivery) -> None:
-        """Send what the broker takes at once of these tasks, in their order.
+        """Send as many of these tasks, in order, as the broker accepts immediately.
 
-        Waits for nothing but the network, and for the end of an alarm that begins in the middle of a message. Raises
+        Waits only for the network, and for the end of an alarm that begins in the middle of a message. Raises
         what `finish` raises.
         """
         with self._on_connection(delivery):
@@ -133,7 +133,7 @@ class KombuSender:
     def finish(self, delivery: Delivery) -> None:
         """Send the rest, and wait until the broker has confirmed all.
 
-        Raises BrokerAwayError, MessageTooLargeError if some have more bytes than its limit, BrokerError, and
+        Raise BrokerAwayError, MessageTooLargeError if some have more bytes than its limit, BrokerError, and
         StoppedError while it waits. What is not confirmed is then still outstanding: call it again.
         """
         with self._on_connection(delivery):
@@ -147,7 +147,7 @@ class KombuSender:
 
     @contextmanager
     def _on_connection(self, delivery: Delivery) -> Iterator[None]:
-        """Connect if necessary; at the end settle what is confirmed, and after an error close the connection."""
+        """Connect if necessary; at the end handle confirmed tasks, and after an error close the connection."""
         try:
             with self._translated():
                 delivery.is_fresh |= self._open()
@@ -164,7 +164,7 @@ class KombuSender:
         delivery.begin_again()
 
     def body_size(self, task: Call) -> int:
-        """Return how many bytes the body of the task's message has."""
+        """Return the size of the message's body in bytes."""
         return len(self._template(task).body(task))
 
     def keep_alive(self) -> None:
@@ -178,7 +178,7 @@ class KombuSender:
             self._abandon()  # the next message opens a new connection, and reports it
 
     def lengths(self) -> dict[str, int]:
-        """Return how many messages wait in each queue that we sent to."""
+        """Return the number of waiting messages in each queue that we sent to."""
         try:
             with self._translated():
                 self._open()
@@ -188,14 +188,14 @@ class KombuSender:
             raise
 
     def queue_of(self, task: Call) -> str:
-        """Return the name of the queue that the task goes to, "" if Celery does not say it."""
+        """Return the name of the task's queue, "" if Celery does not name it."""
         queue = self._template(task).queue
         return "" if queue is None else str(queue.name)
 
     def check_place(self, task: Call) -> None:
         """Raise EnvelopeError if the broker refuses the queue or the exchange that the task names.
 
-        A refusal in the middle of a batch would close the connection. Raises BrokerAwayError.
+        A refusal in the middle of a batch would close the connection. Raise BrokerAwayError.
         """
         template = self._template(task)
         if not self._is_amqp or self._sent_as(task) in self._frames:
@@ -223,7 +223,7 @@ class KombuSender:
         try:
             return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
         except amqp.ChannelError:
-            del self._queues[queue]  # it is gone: the next message for it declares it again
+            del self._queues[queue]  # it no longer exists: the next message for it declares it again
             raise
 
     def close(self) -> None:
@@ -234,7 +234,7 @@ class KombuSender:
         self._abandon()
 
     def _abandon(self) -> None:
-        """Drop the connection without the protocol's goodbye: the broker may not answer."""
+        """Drop the connection without the protocol's close: the broker may not answer."""
         connection, self._connection = self._connection, None
         self._channel = None
         self._declared.clear()
@@ -250,7 +250,7 @@ class KombuSender:
             return bool(connection.transport.driver_type == "amqp")
 
     def _open(self) -> bool:
-        """Connect, if we are not; return whether the connection is new."""
+        """Connect if necessary; return whether the connection is new."""
         if self._connection is not None:
             return False
         options = self._options()
@@ -272,7 +272,7 @@ class KombuSender:
         return True
 
     def _options(self) -> dict[str, Any]:
-        """Return transport options with which we wait for confirms ourselves: once a batch, not once a message."""
+        """Return transport options for waiting for confirms ourselves: once per batch, not once per message."""
         options = dict(self._app.conf.broker_transport_options or {})
         if not self._is_amqp:
             return options
@@ -281,10 +281,10 @@ class KombuSender:
         return {**timeouts, **options, **ours}
 
     def _send(self, delivery: Delivery, *, waiting: bool) -> None:
-        """Send what is unsent; without `waiting` stop where that would mean to wait for the broker."""
+        """Send what is unsent; without `waiting`, stop before having to wait for the broker."""
         send = self._send_frames if self._is_amqp else self._send_through_kombu
         while delivery.unsent and not (self._is_blocked and not waiting):
-            if self._is_blocked:  # what is sent now would wait in a buffer, and be sent again after a timeout
+            if self._is_blocked:  # data sent now would wait in a buffer, and be sent again after a timeout
                 self._wait()
             elif not send(delivery):
                 if not waiting:
@@ -304,7 +304,7 @@ class KombuSender:
         return True
 
     def _send_frames(self, delivery: Delivery) -> bool:
-        """Send the next messages, many at a time; return False if others have to be confirmed before."""
+        """Send the next messages, many at a time; return False if others have to be confirmed first."""
         frames = self._next_frames(delivery)
         if frames:
             connection = self._channel.connection
@@ -329,7 +329,7 @@ class KombuSender:
             task = outstanding[unsent[0]]
             message = self._render(task)(task)
             if len(message) >= large and self._confirms.is_waiting:
-                break  # a refusal closes the channel, and loses what is in flight
+                break  # a refusal closes the channel, and loses messages in flight
             sent(unsent.popleft())
             frames.append(message)
             size += len(message)
@@ -357,7 +357,7 @@ class KombuSender:
     def _template(self, task: Call) -> MessageTemplate:
         key = self._sent_as(task)
         if key not in self._templates:
-            if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have a time of its own
+            if len(self._templates) >= _MOST_REMEMBERED:  # each enqueued task may have its own time
                 self._templates.clear()
             _, partition, has_context = key
             self._templates[key] = message_template(
@@ -370,7 +370,7 @@ class KombuSender:
         return self._templates[key]
 
     def _sent_as(self, task: Call) -> _SentAs:
-        """Return what tasks with like messages have in common."""
+        """Return the common part of tasks with similar messages."""
         key, has_context = task.key, task.change.commit.context is not None
         if key is None:
             return task.route.sent_as, None, has_context
@@ -382,7 +382,7 @@ class KombuSender:
         return list(partitions_of(self._app))
 
     def _declare(self, message: MessageTemplate) -> None:
-        """Declare the message's queue once a connection; all queues if Celery does not say which it is."""
+        """Declare the message's queue once per connection; all queues if Celery does not name it."""
         place = message.queue.name if message.queue else None, message.is_delayed
         if place not in self._declared:
             queues = [message.queue] if message.queue else durable_queues(self._app)
@@ -429,12 +429,12 @@ class KombuSender:
                     ids=set(confirms.returned),
                     hint="Correct task_routes or task_queues in celeryconfig.py.",
                 )
-            raise BrokerAwayError(f"A queue is gone: {reason}")  # a new connection declares it again
+            raise BrokerAwayError(f"A queue no longer exists: {reason}")  # a new connection declares it again
         if confirms.refused:
             raise BrokerAwayError("RabbitMQ refuses messages: a queue is full, or has lost its majority.")
 
     def _wait(self) -> bool:
-        """Wait a moment for the broker; return whether it sent something. Raises StoppedError if not, after `stop`."""
+        """Wait briefly for the broker; return whether it sent something. If not, raise StoppedError after `stop`."""
         heard = self._drain(_TICK)
         if not heard:
             self._retry.check()
@@ -444,7 +444,7 @@ class KombuSender:
         """Handle what the broker sends; return whether it sent something."""
         heard = True
         if self._is_amqp:
-            # Not through kombu's connection, which would connect again without logging it.
+            # Not through kombu's connection, which would reconnect without logging it.
             transport, connection = self._connection.transport, self._channel.connection
             try:
                 transport.drain_events(connection, timeout=seconds)
@@ -457,7 +457,7 @@ class KombuSender:
     def _on_blocked(self, reason: str) -> None:
         self._is_blocked = True
         wait_without_limit(self._channel.connection, self._write_timeout, on=True)
-        log.warning("waiting", what="broker", error=f"RabbitMQ takes no messages: {reason}")
+        log.warning("waiting", what="broker", error=f"RabbitMQ accepts no messages: {reason}")
 
     def _on_unblocked(self) -> None:
         self._is_blocked = False
@@ -466,8 +466,10 @@ class KombuSender:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
-        broker: Any = self._app.connection_for_write()  # not connected: it only names its transport's errors
+        """Raise BrokerAwayError for temporary errors, BrokerError for those that a person has to fix."""
+        broker: Any = (
+            self._app.connection_for_write()
+        )  # not connected: it only has the transport's error classes
         passing = (*broker.connection_errors, *broker.channel_errors, OperationalError)
         try:
             yield
@@ -498,8 +500,8 @@ class KombuSender:
 
 def _refused(task: Call, reason: str) -> EnvelopeError:
     return EnvelopeError(
-        f"RabbitMQ has no place for the task {task.route.task}: {reason}.",
-        hint="Correct its queue=, exchange= and routing_key=, or let the listener's user make the queue.",
+        f"RabbitMQ has no queue for the task {task.route.task}: {reason}.",
+        hint="Correct its queue=, exchange= and routing_key=, or allow the listener's user to create the queue.",
         code="no_queue",
     )
 
@@ -518,5 +520,5 @@ def _too_large(size: int, limit: int) -> MessageTooLargeError:
             f"max_message_size = {min(2 * size, _LARGEST)}"
         )
     return MessageTooLargeError(
-        f"A message of {size} bytes is too large for RabbitMQ, which takes {limit}.", limit=limit, hint=hint
+        f"A message of {size} bytes is too large for RabbitMQ; its limit is {limit}.", limit=limit, hint=hint
     )

@@ -1,7 +1,7 @@
-"""Tasks that wait in Redis beside their queue at another broker: see `listener/publish/redis/set_aside.py`.
+"""Tasks set aside in Redis, for queues of another broker: see `listener/publish/redis/set_aside.py`.
 
-There is a list for each route. A task leaves it in two steps: the broker confirms it, then the step of the checkpoint
-removes it. After a crash between the two it is sent again, with the id that it had.
+There is one list per route. A task leaves it in two steps: the broker confirms it, then the step of the checkpoint
+removes it. After a crash between the two it is sent again, with the same id.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_MOVED: Final = 500  # tasks that leave their list with one batch
 
 
 class SetAsideTasks:
-    """Which tasks wait in a list, and which leave it."""
+    """Selects the tasks that wait in a list, and those that leave it."""
 
     def __init__(self, index: str, queue_of: Callable[[Call], str]) -> None:
         """`index` is the Redis hash of the lists; `queue_of` returns the name of the queue that a task goes to."""
@@ -43,7 +43,7 @@ class SetAsideTasks:
         return bool(self._count or self._paused or self.full)
 
     def restore(self, ask: Callable[[list[Command]], list[Any]]) -> None:
-        """Take over what a former listener set aside; `ask` returns Redis' answers to commands."""
+        """Take over the tasks that a previous listener set aside; `ask` returns the replies of Redis."""
         (found,) = ask([("HGETALL", self._index)])
         names = sorted(name.decode() for name in (found if isinstance(found, dict) else found[::2]))
         self._queues = {name.partition(":")[0]: name.partition(":")[2] for name in names}
@@ -51,11 +51,11 @@ class SetAsideTasks:
         self._count = Counter(dict(zip(self._queues, counts, strict=True)))
 
     def pause(self, routes: Collection[str]) -> None:
-        """Set aside the tasks of these routes, by their ids."""
+        """Set aside the tasks of the routes with these ids."""
         self._paused = frozenset(routes)
 
     def key(self, route: str) -> str:
-        """Return the key of a route's list, the oldest task at its left end."""
+        """Return the key of a route's list; the oldest task is at its left end."""
         return f"{self._index}:{route}:{self._queues.get(route, '')}"
 
     def release(self, ask: Callable[[list[Command]], list[Any]]) -> tuple[list[Call], list[Command]]:
@@ -84,7 +84,7 @@ class SetAsideTasks:
         return now, kept
 
     def drop(self, route: str) -> tuple[int, list[Command]]:
-        """Forget a route's list; return how many tasks it has, and the commands that remove it."""
+        """Drop a route's list; return how many tasks it has, and the commands that remove it."""
         if route not in self._count:
             return 0, []
         key, name = self.key(route), f"{route}:{self._queues.pop(route)}"

@@ -1,8 +1,8 @@
-"""Writing to a RabbitMQ that may stop reading: its alarm is noticed in the middle of a write.
+"""Writing to a RabbitMQ that may stop reading: its alarm is noticed even during a write.
 
-RabbitMQ says once that its alarm is on, and reads nothing until it is over. A plain write that fills the socket's
-buffers does not see that message. It ends with a time-out, and what RabbitMQ has read by then comes twice. The same
-happens where the kernel closes such a connection: after a second, as py-amqp sets TCP_USER_TIMEOUT (`tcp(7)`).
+RabbitMQ reports its alarm once, and reads nothing until it is over. A plain write that fills the socket's
+buffers does not see that message. It ends with a timeout, and what RabbitMQ has read by then is sent twice. The same
+happens if the kernel closes such a connection: after a second, because py-amqp sets TCP_USER_TIMEOUT (`tcp(7)`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def socket_settings(timeout: float) -> dict[int, int]:
 
 
 def wait_without_limit(connection: Any, timeout: float, *, on: bool) -> None:
-    """Let the kernel keep the connection however long the broker reads nothing, or end that (`on=False`)."""
+    """Let the kernel keep the connection even if the broker reads nothing, or (`on=False`) stop doing so."""
     for name, value in socket_settings(0 if on else timeout).items():
         connection.transport.sock.setsockopt(socket.SOL_TCP, name, value)
 
@@ -39,11 +39,11 @@ def write_frames(
     is_blocked: Callable[[], bool],
     check: Callable[[], None],
 ) -> None:
-    """Write all bytes to a connection of py-amqp; while they do not fit in, handle what the broker sends.
+    """Write all bytes to a connection of py-amqp; while its buffer is full, handle what the broker sends.
 
-    Raises TimeoutError if the broker takes nothing for `timeout` seconds. While its alarm is on (`is_blocked`) its
-    heartbeats count as well. Calls `check`, which may raise, while nothing goes on. Sends no heartbeat: it would get
-    into the middle of a frame.
+    Raise TimeoutError if the broker reads nothing for `timeout` seconds. While its alarm is on (`is_blocked`) its
+    heartbeats count as well. Calls `check`, which may raise, while waiting. Sends no heartbeat: it would end up
+    in the middle of a frame.
     """
     rest, seen, give_up_at = memoryview(frames), None, 0.0
     while rest := _rest_of(rest, connection.transport):
@@ -60,7 +60,7 @@ def write_frames(
 
 
 def _rest_of(data: memoryview, transport: Any) -> memoryview:
-    """Write what the socket takes at once; return the rest."""
+    """Write what the socket accepts immediately; return the rest."""
     with suppress(TimeoutError), transport.having_timeout(0) as sock:
         while data:
             data = data[sock.send(data) :]
@@ -68,7 +68,7 @@ def _rest_of(data: memoryview, transport: Any) -> memoryview:
 
 
 def _wait(connection: Any) -> None:
-    """Wait until the socket takes more or something arrives, and handle what has arrived."""
+    """Wait until the socket accepts more or data arrives, and handle that data."""
     waiting = poll()
     waiting.register(connection.transport.sock, POLLIN | POLLOUT)
     waiting.poll(_LOOK_EVERY)

@@ -1,4 +1,4 @@
-"""One connection to Redis or Valkey: to the broker that Celery's settings describe, or to a URL."""
+"""One connection to Redis or Valkey: to the broker of Celery's settings, or to a URL."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 
 Command = tuple[str | bytes, ...]
 
-# Without them the listener would wait forever for a lost answer. The user's own settings override them.
+# Without them the listener would wait forever for a lost reply. The user's own settings override them.
 _TIMEOUTS: Final = {"socket_timeout": 5.0, "socket_connect_timeout": 5.0}
 _DEFAULT_MAX_BYTES: Final = 512 * 1024 * 1024  # in one word of a command; proto-max-bulk-len may differ
 
-# Errors of a server that cannot take a write now and may take it later: some have a class, some only words.
+# Errors of a server that cannot accept a write now but may later: some have a class, some only a text.
 _FOR_NOW: Final = (
     exceptions.BusyLoadingError,
     exceptions.ClusterDownError,
@@ -44,7 +44,7 @@ _FOR_NOW: Final = (
 )
 _FOR_NOW_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS", "UNBLOCKED")
 
-# Bytes: below the size at which the allocator asks the system for pages, and gives them back, each time.
+# Bytes: below the size at which the allocator requests and returns memory pages each time.
 _CHUNK: Final = 50_000
 
 # Its stub has a tuple of one word.
@@ -52,15 +52,15 @@ _pack: Final = cast("Callable[[Command], bytes]", pack_command)
 
 
 class RedisConnection:
-    """Sends commands as they are, many in one go. Any failure closes it, so that no stale answer is ever read."""
+    """Sends commands unchanged, many at a time. Any failure closes it, so no stale reply is ever read."""
 
     def __init__(self, connect: Callable[[ExitStack], Any], *, prefix: str, variable: str) -> None:
-        """`connect` puts on the stack what has to be closed; `variable` is the setting with the address."""
+        """`connect` adds to the stack what has to be closed; `variable` is the setting with the address."""
         self._connect = connect
         self._prefix = prefix
         self._variable = variable
         self._connection: Any = None
-        self._awaited = 0  # answers that are still to be read
+        self._awaited = 0  # replies not read yet
         self._stack = ExitStack()
         self._max_bytes = _DEFAULT_MAX_BYTES
 
@@ -93,20 +93,20 @@ class RedisConnection:
 
     @property
     def max_bytes(self) -> int:
-        """How many bytes the server takes in one word of a command; known once open."""
+        """The maximum bytes in one word of a command; known once open."""
         return self._max_bytes
 
     @property
     def timeout(self) -> float:
-        """How many seconds an answer may take."""
+        """The seconds that a reply may take."""
         return self._connection.socket_timeout or _TIMEOUTS["socket_timeout"]
 
     def prefixed(self, key: str) -> str:
-        """Return `key` with the prefix that Celery's settings give all keys of the broker."""
+        """Return `key` with the prefix of all broker keys from Celery's settings."""
         return f"{self._prefix}{key}"
 
     def open(self) -> None:
-        """Connect, if we are not; raises what `send` raises."""
+        """Connect if necessary; raises what `send` raises."""
         if self._connection is None:
             try:
                 with translated(self._variable):
@@ -122,21 +122,21 @@ class RedisConnection:
                 raise
 
     def send(self, commands: Iterable[Command]) -> list[Any]:
-        """Send commands in one go and return their answers, errors of single commands among them.
+        """Send commands together and return their replies, which may include errors.
 
-        Raises BrokerAwayError: then nobody knows what was done. Raises BrokerError if waiting cannot help.
+        Raise BrokerAwayError: then it is unknown what was done. Raise BrokerError if waiting cannot help.
         """
         self.start(commands)
         return self.finish()
 
     def start(self, commands: Iterable[Command]) -> None:
-        """Send commands whose answers `finish` will return; raises what `send` raises."""
+        """Send commands whose replies `finish` returns; raises what `send` raises."""
         self.open()
         connection = self._connection
         try:
             with translated(self._variable):
                 for count, text in _chunks(commands, self._max_bytes):
-                    # No health check: it would connect again without logging it, and lose a WATCH.
+                    # No health check: it would reconnect without logging it, and lose a WATCH.
                     connection.send_packed_command([text], check_health=False)
                     self._awaited += count
         except BaseException:
@@ -144,7 +144,7 @@ class RedisConnection:
             raise
 
     def finish(self) -> list[Any]:
-        """Return the answers to what was started; raises what `send` raises."""
+        """Return the replies to the started commands; raises what `send` raises."""
         connection, awaited = self._connection, self._awaited
         self._awaited = 0
         try:
@@ -155,7 +155,7 @@ class RedisConnection:
             raise
 
     def ask(self, commands: Iterable[Command]) -> list[Any]:
-        """Send commands and return their answers; raises the first error among them, translated."""
+        """Send commands and return their replies; raise the first error among them, translated."""
         answers = self.send(commands)
         for answer in answers:
             if isinstance(answer, ResponseError):
@@ -163,7 +163,7 @@ class RedisConnection:
         return answers
 
     def refusal(self, error: ResponseError) -> BrokerAwayError | BrokerError:
-        """Translate an error that the server answered with."""
+        """Translate an error reply of the server."""
         return _refusal(error, self._variable)
 
     def close(self) -> None:
@@ -176,16 +176,16 @@ class RedisConnection:
 
 
 def address_of(app: Celery) -> str:
-    """Return what says where the app's broker is, for errors: a variable, or a setting of somebody else's app."""
+    """Return the source of the broker's address, for errors: a variable, or a setting of a user's app."""
     if app.main in {"listener", "cdc_tasks", None}:
         return environment.set_by("CELERY_BROKER_URL")
     return f"broker_url of the app {app.main}"
 
 
 def _own_connection(pool: redis.ConnectionPool, stack: ExitStack) -> Any:
-    """Return a connection of the pool that nobody else uses; `stack` keeps it, and gives it back.
+    """Return an unused connection of the pool; `stack` keeps it, and returns it to the pool.
 
-    A client asks the pool: its own method takes an argument before redis-py 5.3, and warns of it since.
+    It comes from a client: the pool's own method needs an argument before redis-py 5.3, and warns about it since.
     """
     client = redis.Redis(connection_pool=pool, single_connection_client=True)
     stack.callback(client.close)
@@ -194,7 +194,7 @@ def _own_connection(pool: redis.ConnectionPool, stack: ExitStack) -> Any:
 
 @contextmanager
 def broker_channel(app: Celery) -> Iterator[Any]:
-    """Open a channel of kombu to Celery's broker: one attempt, without waiting."""
+    """Open a kombu channel to Celery's broker: one attempt, without waiting."""
     options = {**_TIMEOUTS, **(app.conf.broker_transport_options or {})}
     with app.connection_for_write(transport_options=options) as broker:
         broker.ensure_connection(
@@ -209,7 +209,7 @@ def broker_channel(app: Celery) -> Iterator[Any]:
 
 @contextmanager
 def translated(variable: str) -> Iterator[None]:
-    """Raise BrokerAwayError for what passes, BrokerError for what a person has to mend."""
+    """Raise BrokerAwayError for temporary errors, BrokerError for those that a person has to fix."""
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
@@ -249,16 +249,16 @@ def _refusal(error: ResponseError, variable: str) -> BrokerAwayError | BrokerErr
 
 
 def bad_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """Return the error about the server's certificate, if there is one among the causes of `error`."""
+    """Return the certificate error among the causes of `error`, if there is one."""
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _chunks(commands: Iterable[Command], max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the commands as the server reads them, in pieces, each with the number of its commands.
+    """Yield the commands in the server's format, in pieces, each with the number of its commands.
 
-    Raises MessageTooLargeError for a word of more than `max_bytes`: the server would close the connection.
+    Raise MessageTooLargeError for a word of more than `max_bytes`: the server would close the connection.
     """
     size, pieces = 0, list[bytes]()
     for command in commands:
@@ -276,9 +276,9 @@ def _chunks(commands: Iterable[Command], max_bytes: int) -> Iterator[tuple[int, 
 
 
 def too_large(length: int, max_bytes: int) -> MessageTooLargeError:
-    """Return the error about a message of `length` bytes, if the server takes `max_bytes`."""
+    """Return the error for a message of `length` bytes if the limit is `max_bytes`."""
     return MessageTooLargeError(
-        f"A message of {length} bytes is too large for Redis, which takes {max_bytes}.",
+        f"A message of {length} bytes is too large for Redis; its limit is {max_bytes}.",
         limit=max_bytes,
         hint="Send fewer columns (columns= of the route), or allow it: "
         f"redis-cli CONFIG SET proto-max-bulk-len {2 * length}",
@@ -286,7 +286,7 @@ def too_large(length: int, max_bytes: int) -> MessageTooLargeError:
 
 
 def _max_bytes(connection: Any) -> int:
-    """Return how many bytes the server takes in one word; its default if we may not ask."""
+    """Return the server's limit for one word in bytes; the default if reading it is not allowed."""
     connection.send_packed_command([_pack(("CONFIG", "GET", "proto-max-bulk-len"))], check_health=False)
     answer = _answer(connection)
     if not answer or isinstance(answer, ResponseError):
@@ -295,7 +295,7 @@ def _max_bytes(connection: Any) -> int:
 
 
 def _answers(connection: Any, number: int) -> list[Any]:
-    """Return the next answers; most are no error, and then there is no call of our own for each."""
+    """Return the next replies, without a Python call for each unless it is an error."""
     answers: list[Any] = []
     add, read = answers.append, connection.read_response
     while len(answers) < number:
@@ -315,7 +315,7 @@ def _answer(connection: Any) -> Any:
 
 
 def _kept(error: ResponseError) -> ResponseError:
-    """Return an error that is an answer; raise one after which no other answer comes."""
+    """Return an error reply; raise it if no other reply follows."""
     if str(error).startswith("Protocol error"):  # the server closes the connection
         raise error
     return error

@@ -1,4 +1,4 @@
-"""A task's message as Redis holds it: Celery and kombu make one, and it becomes a template."""
+"""A task's message as stored in Redis: Celery and kombu create one, which becomes a template."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["Envelope", "Envelopes", "Keyed", "KeyedMessages"]
 _BODY = "cdc-0body"
 _KEY = "cdc-0group"
 # Filled in for each message; KIND is filled in for each kind of change.
-_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: it becomes an object
+_CONTEXT: Final = f'"{CONTEXT}"'  # with its quotation marks: replaced by an object
 _PLACES: Final = (_BODY, ID, POSITION, ETA, EXPIRES, _KEY, _CONTEXT)
 _PLACE: Final = re.compile("|".join(_PLACES))
 _NO_TIMES: Final = (b"", b"")
@@ -63,10 +63,10 @@ _RenderKeyed = Callable[[bytes, bytes, bytes, bytes, str], bytes]
 
 
 class KeyedMessages(NamedTuple):
-    """The same messages with a key, and what Redis has of the key's owner."""
+    """The same messages with a key, and the record of the key's owner in Redis."""
 
     render: _RenderKeyed
-    # What waits for its key: the message behind its list and a line feed.
+    # A message that waits for its key: its list, a line feed and the message.
     render_waiting: _RenderKeyed
     # (the change's id, position) -> the beginning of the record of the message as its key's owner. A time in seconds
     # and "]" follow.
@@ -76,19 +76,19 @@ class KeyedMessages(NamedTuple):
 class Envelope(NamedTuple):
     """The messages of one route and kind of change."""
 
-    keys: tuple[str, ...]  # the Redis lists that such a message goes to
+    keys: tuple[str, ...]  # the Redis lists for such a message
     expiries: tuple[Command, ...]  # sent after it, for a queue that expires when it is not used
     render: _Render
     of_key: Keyed
-    in_context: _InContext  # makes them where the transaction has a context
+    in_context: _InContext  # creates them if the transaction has a context
 
 
 class _Template(NamedTuple):
-    """The messages of one route, for any kind of change: those differ in a few letters."""
+    """The messages of one route, for any kind of change: they differ in a few characters."""
 
     keys: tuple[str, ...]
     expiries: tuple[Command, ...]
-    # (the kind, as the message has it) -> messages without and with a key, and those in a context
+    # (the kind, as in the message) -> messages without and with a key, and with a context
     renders: Callable[[bytes], tuple[_Render, KeyedMessages, _InContext]]
 
     def of(self, kind: Kind) -> Envelope:
@@ -97,9 +97,9 @@ class _Template(NamedTuple):
 
 
 class Envelopes:
-    """Makes envelopes: kombu sends a task, and we catch the message before it goes to Redis.
+    """Creates envelopes: kombu sends a task, and we capture the message before it goes to Redis.
 
-    This happens once a route, over one connection, for any number of tables that the route watches.
+    This happens once per route, over one connection, for any number of tables of the route.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -108,7 +108,7 @@ class Envelopes:
         self._stack = ExitStack()
         self._templates: dict[tuple[Any, ...], _Template] = {}  # by `Route.sent_as`
         self.made: dict[tuple[tuple[Any, ...], Kind], Envelope] = {}  # by the same, and the kind
-        # The Redis lists that any of them goes to, in the order of their making.
+        # The Redis lists of all envelopes, in order of creation.
         self.queues: dict[str, None] = {}
 
     def of(self, route: Route, kind: Kind) -> Envelope:
@@ -122,7 +122,7 @@ class Envelopes:
         return self.made.setdefault((route.sent_as, kind), template.of(kind))
 
     def forget(self) -> None:
-        """Make all of them again: this may be another broker, without our queues."""
+        """Create all of them again: this may be another broker, without our queues."""
         self._templates.clear()
         self.made.clear()
         self.queues.clear()
@@ -151,14 +151,14 @@ class Envelopes:
         pushes = {key: message for name, key, message in commands if name == "lpush"}
         if route.key is not None and len(pushes) > 1:
             raise EnvelopeError(
-                f"The task {route.task} has a key, and would go to several queues: {', '.join(pushes)}.",
+                f"The task {route.task} has a key, but would go to several queues: {', '.join(pushes)}.",
                 hint="Bind only one queue to its exchange, or leave key= out of the route.",
                 code="several_queues",
             )
         expiries = tuple(("PEXPIRE", key, str(ms)) for name, key, ms in commands if name == "pexpire")
         template = _Template(tuple(pushes), expiries, _renders(pushes, route, timing))
         self.queues.update(dict.fromkeys(pushes))
-        if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have a time of its own
+        if len(self._templates) >= _MOST_TEMPLATES:  # each enqueued task may have its own time
             self._templates.clear()
         return self._templates.setdefault(route.sent_as, template)
 
@@ -166,7 +166,7 @@ class Envelopes:
         if self._channel is None:
             self._channel = self._stack.enter_context(broker_channel(self._app))
         commands, timing = _catch(self._app, self._channel, route)
-        if not commands:  # a worker binds its queues when it starts: none has yet
+        if not commands:  # workers bind their queues at start-up: none has yet
             for queue in durable_queues(self._app):
                 queue(self._channel).declare()
             commands, timing = _catch(self._app, self._channel, route)
@@ -177,10 +177,10 @@ _Commands = list[tuple[str, str, Any]]  # name, key, value
 
 
 class _Catcher:
-    """Stands in for what a channel of kombu does last with a message: it notes the commands, and runs none.
+    """Replaces the last step of a kombu channel: it records the commands, and runs none.
 
-    `_put` and `_put_fanout` are what kombu asks of each of its transports without an exchange
-    (`kombu.transport.virtual`): they get a message once it is known where it goes.
+    `_put` and `_put_fanout` are what kombu requires of each of its transports without an exchange
+    (`kombu.transport.virtual`): they get a message once its destination is known.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -218,8 +218,8 @@ def _check(task: str, commands: _Commands) -> None:
     names = {name for name, _, _ in commands}
     if "publish" in names:
         raise EnvelopeError(
-            f"The task {task} would be broadcast, and Redis does not keep a broadcast for a worker that is away.",
-            hint="Send it to a queue in task_routes of celeryconfig.py, and let that task do the rest.",
+            f"The task {task} would be broadcast, but Redis does not keep a broadcast for a stopped worker.",
+            hint="Send it to a queue in task_routes of celeryconfig.py, and broadcast from that task.",
             code="broadcast",
         )
     if "lpush" not in names:
@@ -233,14 +233,14 @@ def _check(task: str, commands: _Commands) -> None:
 def _renders(
     pushes: Mapping[str, str], route: Route, timing: Timing | None
 ) -> Callable[[bytes], tuple[_Render, KeyedMessages, _InContext]]:
-    """Return a function of a kind of change. It returns the functions that make messages like the one of `pushes`."""
+    """Return a function from the kind of change to the functions that create messages like that of `pushes`."""
     queue, text = next(iter(pushes.items()))
     message = json.loads(text)
     head, middle, end = split_body(b64decode(message["body"]))
     tail = middle + end
     message["body"] = _BODY
     # Differs from earlier messages with the same task ids: kombu keys what is unacknowledged by delivery tag.
-    # Whoever enqueues a task may give two of them the same id.
+    # Two enqueued tasks may have the same id.
     name = ID if route.id else f"{ID}.{POSITION}"
     message["properties"]["delivery_tag"] = f"{name}.{uuid4().hex[:8]}"
     plain, pick = _template(message, route)
@@ -302,12 +302,12 @@ def _renders(
 
 @dataclass(kw_only=True)
 class _InContext:
-    """The same messages where the transaction has a context, a JSON object."""
+    """The same messages if the transaction has a context, a JSON object."""
 
     message: dict[str, Any]
     route: Route
     of_key: Mapping[str, Any]  # headers of one with a key
-    to_list: bytes  # what is before one that waits for its key
+    to_list: bytes  # prefix of one that waits for its key
     parts: tuple[bytes, bytes, bytes]  # of the body
     timing: Timing | None
     kind: bytes
@@ -315,7 +315,7 @@ class _InContext:
 
     @cached_property
     def render(self) -> Callable[[bytes, bytes, bytes, bytes, bytes], bytes]:
-        """What makes a message: as `_Render`, behind the context."""
+        """Creates a message: the context, then as `_Render`."""
         plain, pick = self._plain
         (head, middle, end), times, has_times = self.parts, self._times, self.timing is not None
         tail = middle + end
@@ -331,7 +331,7 @@ class _InContext:
         return render
 
     def keyed(self, context: bytes) -> _KeyedInContext:
-        """Return what makes messages with a key in this context."""
+        """Return the functions that create messages with a key in this context."""
         return _KeyedInContext(self, context)
 
     def render_keyed(
@@ -364,7 +364,7 @@ class _InContext:
 
 
 class _KeyedInContext:
-    """What KeyedMessages is, with a context."""
+    """The same as KeyedMessages, with a context."""
 
     __slots__ = ("_context", "_others")
 
@@ -394,7 +394,7 @@ def _with(message: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, A
 
 
 def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
-    """Return what makes the beginning of an owner's record: `["delivery tag","task id","task",`."""
+    """Return the function that creates the start of an owner's record: `["delivery tag","task id","task",`."""
     end = task_id("", route)
     middle = f'{delivery_tag.replace(ID, end)}","'.encode()
     end_of_id = b'%b",%b,' % (end.encode(), orjson.dumps(route.task))
@@ -408,7 +408,7 @@ def _owner(delivery_tag: str, route: Route) -> Callable[[bytes, bytes], bytes]:
 
 
 def _template(message: dict[str, Any], route: Route) -> tuple[bytes, Callable[[tuple[bytes, ...]], Any]]:
-    """Return the message with places to fill in, and what puts values into the order of the places."""
+    """Return the message with places to fill in, and the function that orders values by their places."""
     text = dumps(message).replace("%", "%%")
     pick = itemgetter(*(_PLACES.index(found) for found in _PLACE.findall(text)))
     return _PLACE.sub("%b", text.replace(ID, task_id(ID, route))).encode(), pick

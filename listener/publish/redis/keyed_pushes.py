@@ -1,9 +1,9 @@
-"""Messages with a key: where they go, and what the script needs that looks whether that was right.
+"""Messages with a key: their destinations, and the script that verifies and corrects them.
 
-A script costs Redis several times as much as a plain command with the same words. So the messages go around it: those
-of a key that was busy a moment ago go to the end of what waits for it, and so do all but the first of a key in this
-step. The first message of another key goes to its queue. The script behind them in the same atomic step
-(`ADMIT` in `cdc_tasks/broker/redis/message_groups.py`) gets the keys, and puts right what was guessed wrong.
+A script costs Redis several times as much as a plain command with the same words. So the messages bypass it: those
+of a recently busy key are appended to the messages waiting for it, and so are all but the first of a key in this
+step. The first message of another key goes to its queue. The script after them in the same atomic step
+(`ADMIT` in `cdc_tasks/broker/redis/message_groups.py`) gets the keys, and corrects wrong guesses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IN_A_COMMAND: Final = 50  # longer commands cost the allocator more
 
 
 class _First(NamedTuple):
-    """The first messages of the free keys that go to one queue."""
+    """The first messages of free keys, for one queue."""
 
     messages: list[bytes]
     records: list[str | bytes]  # of each message: its key, and the record that makes it the owner
@@ -36,7 +36,7 @@ class KeyedPushes:
     """The commands for the messages with a key of one step."""
 
     def __init__(self, prefix: str, busy: Collection[str], met: set[str], *, max_bytes: int) -> None:
-        """`busy`: keys that messages had before. `met` gets those of the messages that go to the script.
+        """`busy`: keys of earlier messages. `met` receives the keys passed to the script.
 
         `max_bytes`: how long a message may be.
         """
@@ -44,20 +44,20 @@ class KeyedPushes:
         self._busy = busy
         self._met = met
         self._max_bytes = max_bytes
-        self._script = "EVAL", ADMIT  # once in the atomic step; from then on Redis knows it
+        self._script = "EVAL", ADMIT  # once in the atomic step; then Redis has it cached
         self._since = b"%d]" % time()
         self._start()
 
     def _start(self) -> None:
-        self._waiting: dict[str, list[bytes]] = {}  # by key, each behind its list
-        self._ids: dict[str, list[bytes]] = {}  # by key: those of the changes of these messages
+        self._waiting: dict[str, list[bytes]] = {}  # by key, each after its list
+        self._ids: dict[str, list[bytes]] = {}  # by key: the ids of these messages' changes
         self._free: dict[str, _First] = defaultdict(lambda: _First([], []))  # by queue
         self._owned: dict[str, None] = {}  # the free keys
-        self._lists: list[str] = []  # of all messages that wait
+        self._lists: list[str] = []  # of all waiting messages
 
     @property
     def is_due(self) -> bool:
-        """Whether there are enough messages for a script."""
+        """Whether there are enough messages to run the script."""
         return len(self._lists) + len(self._owned) >= _AT_ONCE
 
     def add(self, task: Call, key: str, queue: str, of_key: Keyed) -> int:
@@ -88,7 +88,7 @@ class KeyedPushes:
         return length
 
     def commands(self) -> Iterator[Command]:
-        """Yield the commands that put all of them into their places, and start again without any."""
+        """Yield the commands that store all of them, and start again empty."""
         if not self._lists and not self._owned:
             return
         waiting_of = waiting_list(self._prefix, "")
@@ -127,7 +127,7 @@ class KeyedPushes:
         )  # fmt: skip
 
     def _more(self, keys: Sequence[Any], busy: int) -> list[bytes]:
-        """Return what the script is told of keys with more than one message: their number, and how many wait.
+        """Return the script's arguments for keys with more than one message: their number, and how many wait.
 
         The first `busy` keys are the busy ones.
         """

@@ -1,4 +1,4 @@
-"""Tasks to Redis or Valkey: a batch and its checkpoint are one atomic step, so every change is there exactly once."""
+"""Tasks to Redis or Valkey: a batch and its checkpoint are one atomic step, so each task is stored exactly once."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from listener.publish.task_message import EnvelopeError
 
 __all__ = ["RedisPublisher"]
 
-_LOOK_EVERY = 0.2  # seconds between two looks at a queue that is too long
-_CHECK_EVERY = 1.0  # seconds without a write, until the publisher looks whether the broker still has its data
-_OVERHEAD = 10_000  # bytes in a message beside the arguments, which are in base64
-_MOST_KEYS = 10_000  # that are remembered, and those of a batch
-_AT_ONCE = 50  # messages in a command: the broker reads one while we make the next
+_LOOK_EVERY = 0.2  # seconds between two checks of a queue that is too long
+_CHECK_EVERY = 1.0  # seconds without a write until the publisher checks that the broker still has its data
+_OVERHEAD = 10_000  # bytes in a message in addition to the arguments, which are in base64
+_MOST_KEYS = 10_000  # keys to remember, besides those of a batch
+_AT_ONCE = 50  # messages in a command: the broker reads one while we create the next
 
 
 class RedisPublisher:
-    """Publishes to the Redis that Celery's own broker settings describe."""
+    """Publishes to the Redis of Celery's own broker settings."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RedisPublisher:
         max_parked: int | None = None,
         spans: Spans | None = None,
     ) -> None:
-        """Take the settings of the same names, without `CDC_`; times are in seconds."""
+        """Take the values of the settings of the same names, without `CDC_`; times are in seconds."""
         self._redis = RedisConnection.of_broker(app)
         self._retry = Retry("broker")
         self._checkpoint = Checkpoint(self._redis, self._retry, name=name, durability=durability)
@@ -74,15 +74,17 @@ class RedisPublisher:
         self._max_set_aside = max_set_aside
         self._max_parked = max_parked
         self._spans = spans
-        self._policies: dict[str, set[str]] = defaultdict(set)  # queue -> what its routes do when it is full
-        self._asked: list[str] = []  # the keys whose lengths the step in flight asks for
+        self._policies: dict[str, set[str]] = defaultdict(
+            set
+        )  # queue -> its routes' policies for a full queue
+        self._asked: list[str] = []  # the keys whose lengths the step in flight queries
         self._lengths: dict[str, int] = {}  # of those keys
         self._checked_at = 0.0
-        self._is_consistent = False  # what is deferred goes with the checkpoint that Redis has, or will have
+        self._is_consistent = False  # the deferred calls match the checkpoint in Redis, now or soon
         self._parked: list[Parked] = []  # with the batch in flight
-        self._refused: list[Parked] = []  # in the same batch: what is too large for Redis
+        self._refused: list[Parked] = []  # in the same batch: messages too large for Redis
         self._envelopes = Envelopes(app)
-        self._busy: set[str] = set()  # keys of messages: their next ones are likely to wait
+        self._busy: set[str] = set()  # keys of messages: their next ones will probably wait
         self._met: set[str] = set()  # keys of the messages in flight
 
     @property
@@ -96,7 +98,7 @@ class RedisPublisher:
         return self._checkpoint.read()
 
     def attach(self, source: str) -> str | None:
-        """Get ready to publish; see `Publisher.attach`."""
+        """Prepare to publish; see `Publisher.attach`."""
         self._end_flight()
         self._envelopes.forget()  # a restarted broker may have lost its queue bindings
         self._policies.clear()
@@ -113,7 +115,7 @@ class RedisPublisher:
         also: Sequence[Command] = (),
         before: Callable[[], None] | None = None,
     ) -> str | None:
-        """Make the broker hold these tasks, the parked changes and the checkpoint, in one atomic step."""
+        """Store these tasks, the parked changes and the checkpoint in the broker, in one atomic step."""
         self._is_consistent = False
         tasks, parked, saving = self._batcher.batch(fired)
         if also:
@@ -152,7 +154,7 @@ class RedisPublisher:
             log_parked([*parked, *refused])
             self._limit.wait_for_room(self._retry.call(self._parked_load), self._parked_load)
         if refused:
-            self._redis.close()  # the next connection asks whether the limit has been raised
+            self._redis.close()  # the next connection reads whether the limit has been raised
         self._limit.wait_for_room(self._learn(lengths), self._load_now)
         return self._checkpoint.confirmed
 
@@ -167,12 +169,12 @@ class RedisPublisher:
         return max(0, min(most, self._limit.max_queue // 2 - longest))
 
     def pause(self, routes: Collection[str]) -> None:
-        """Set aside what these routes fire, and what no other route does; see `Publisher.pause`."""
+        """Set aside only the tasks of these routes; see `Publisher.pause`."""
         self.flush()
         self._set_aside.pause(routes)
 
     def drop_set_aside(self, route: str) -> int:
-        """Drop what is set aside of a paused route; see `Publisher.drop_set_aside`."""
+        """Drop the tasks of a paused route that were set aside; see `Publisher.drop_set_aside`."""
         position = self.flush()
         keys, drops = self._set_aside.drop(route)
         if not keys or position is None:
@@ -183,13 +185,13 @@ class RedisPublisher:
         return int(count)
 
     def stop(self) -> None:
-        """Make a call that waits raise StoppedError soon."""
+        """Make a waiting call raise StoppedError soon."""
         self._retry.stop()
 
     def close(self) -> None:
-        """Release the broker; after `stop`, first hand over what is deferred, if the broker is there."""
+        """Release the broker; after `stop`, first send deferred tasks if the broker is available."""
         if self._retry.is_stopped and self._is_consistent:
-            with suppress(CDCError, StoppedError):  # it is saved, and goes out at the next start
+            with suppress(CDCError, StoppedError):  # it is saved, and is sent after the next start
                 self._hand_over()
         self._envelopes.close()
         self._redis.close()
@@ -202,7 +204,7 @@ class RedisPublisher:
             self.flush()
 
     def _end_flight(self) -> None:
-        """Wait for the batch in flight; what another listener did to the checkpoint is read next."""
+        """Wait for the batch in flight; another listener's checkpoint is read afterwards."""
         with suppress(CheckpointMovedError):
             self.flush()
 
@@ -219,8 +221,8 @@ class RedisPublisher:
     ) -> None:
         envelopes = self._envelopes_of(tasks)
         self._remember_keys()
-        self._checked_at = monotonic()  # the step looks too
-        moves = list(self._set_aside.commands())  # as they are now, also if the step has to be sent again
+        self._checked_at = monotonic()  # the step checks too
+        moves = list(self._set_aside.commands())  # as they are now, even if the step has to be sent again
         self._checkpoint.start(
             lambda: chain(
                 self._pushes(tasks, envelopes), moves, saving, self._parkings(parked), _awaited(before)
@@ -232,14 +234,14 @@ class RedisPublisher:
         )
 
     def _remember_keys(self) -> None:
-        """Learn which keys messages had. Not while a step is made: it may have to be made again, the same."""
+        """Remember the keys of messages. Not while a step is created: it may have to be created again, identically."""
         if len(self._busy) > _MOST_KEYS:
             self._busy.clear()
         self._busy |= self._met
         self._met = set()
 
     def _pushes(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
-        """Yield what puts the tasks into their queues; add those that Redis would refuse to `_refused`."""
+        """Yield the commands that put the tasks into their queues; add those that Redis would refuse to `_refused`."""
         self._refused, self._met = [], set()
         pushes = _Pushes(
             max_bytes=self._redis.max_bytes,
@@ -253,11 +255,11 @@ class RedisPublisher:
         return pushes.commands(tasks, envelopes)
 
     def _parkings(self, parked: Sequence[Parked]) -> Iterator[Command]:
-        """Yield what parks them, and what `_pushes` has refused before."""
+        """Yield the commands that park these, and those that `_pushes` has refused."""
         yield from store_parked(self._parked_key, [*parked, *self._refused], max_bytes=self._redis.max_bytes)
 
     def _look_now_and_then(self) -> None:
-        """Find out that the broker lost its data, although the database is idle: its tasks wait to be mended."""
+        """Detect that the broker lost its data even if the database is idle: its tasks have to be published again."""
         if monotonic() - self._checked_at >= _CHECK_EVERY:
             self._checked_at = monotonic()
             self._checkpoint.look()
@@ -269,10 +271,10 @@ class RedisPublisher:
         return [*lengths, ("HMGET", self._redis.prefixed(LENGTHS), *self._asked)] if lengths else []
 
     def _learn(self, answers: Sequence[Any]) -> Load:
-        """Take in the lengths of the queues; return how much waits where that makes the listener wait."""
+        """Store the lengths of the queues; return the load that makes the listener wait."""
         if not answers:
             return Load()
-        # What waits for a key waits for its queue too.
+        # A message that waits for its key also counts for its queue.
         *lengths_of_lists, waiting = answers
         found = (length + int(more or 0) for length, more in zip(lengths_of_lists, waiting, strict=True))
         self._lengths = lengths = dict(zip(self._asked, found, strict=True))
@@ -291,7 +293,7 @@ class RedisPublisher:
         return Load(parked, self._max_parked, "CDC_MAX_PARKED")
 
     def _load_now(self) -> Load:
-        """Move what has room, and look again; the listener pauses meanwhile."""
+        """Move messages that have room, and check again; the listener pauses meanwhile."""
         position = self._checkpoint.confirmed
         if self._set_aside.is_due and position is not None:
             self._start([], [], position)
@@ -299,7 +301,7 @@ class RedisPublisher:
         return self._learn(self._checkpoint.ask(self._length_queries()))
 
     def _attach(self, source: str) -> str | None:
-        """Read the checkpoint, and what a former listener deferred, on the connection that watches it."""
+        """Read the checkpoint and a previous listener's deferred tasks, on the connection that watches it."""
         position = self._checkpoint.attach(source)
         ask = self._redis.ask
         deferred, set_aside = ask([("HVALS", self._deferred_key), ("HGETALL", self._set_aside_key)])
@@ -310,12 +312,12 @@ class RedisPublisher:
         return position
 
     def _envelopes_of(self, tasks: Iterable[Call]) -> list[Envelope]:
-        """Return each task's envelope. They are made before anything is written, because that talks to the broker."""
+        """Return each task's envelope. They are created before anything is written, because that needs the broker."""
         envelopes = []
         last: tuple[Route, tuple[str, str, str]] | None = None
         for task in tasks:
             route, kind = task.route, task.change.kind
-            if last is None or route is not last[0] or kind is not last[1]:  # most are like the one before
+            if last is None or route is not last[0] or kind is not last[1]:  # most are like the previous one
                 envelope, last = self._envelope(route, kind), (route, kind)
             envelopes.append(envelope)
         return envelopes
@@ -330,32 +332,32 @@ class RedisPublisher:
 
 
 def _awaited(before: Callable[[], None] | None) -> Iterator[Command]:
-    """Yield no command; call `before` when those in front have been made."""
+    """Yield no command; call `before` when the preceding ones have been created."""
     if before is not None:
         before()
     yield from ()
 
 
 def _excess(load: Load) -> float:
-    """Return by how much there is too much."""
+    """Return the excess."""
     return 0.0 if load.limit is None else load.length / load.limit
 
 
 def _fields(answer: Any) -> Iterable[bytes]:
-    """Return the fields of HGETALL's answer: a dict in RESP3, a list in RESP2."""
+    """Return the fields of an HGETALL reply: a dict in RESP3, a list in RESP2."""
     return answer if isinstance(answer, dict) else answer[::2]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Pushes:
-    """The commands that put tasks where Celery would. They are made while they are being sent."""
+    """The commands that store tasks as Celery would. They are created while they are being sent."""
 
-    max_bytes: int  # Redis would close the connection at a larger message
-    refused: list[Parked]  # what is larger
-    beside: SetAside | None  # says which messages go to a list beside their queue; None: none does
+    max_bytes: int  # Redis closes the connection at a larger message
+    refused: list[Parked]  # messages that are larger
+    beside: SetAside | None  # selects messages to set aside; None: none
     prefix: str
-    busy: Collection[str]  # keys that messages had before
-    met: set[str]  # keys that these messages have
+    busy: Collection[str]  # keys of earlier messages
+    met: set[str]  # keys of these messages
     spans: Spans | None  # of the transactions; None: tracing is off
 
     def commands(self, tasks: Sequence[Call], envelopes: Sequence[Envelope]) -> Iterator[Command]:
@@ -373,7 +375,7 @@ class _Pushes:
                 if more:
                     expiries.update(dict.fromkeys(more))
                 context = change.commit.context
-                if context is not last:  # most are like the one before
+                if context is not last:  # most are like the previous one
                     said, last = self._said(change, context), context
                 if key is not None:
                     of_key = of_key if context is None else in_context.keyed(said)
@@ -393,17 +395,17 @@ class _Pushes:
                 for name in keys if self.beside is None else self._targets(route, keys):
                     queues[name].append(message)
             yield from self._commands(queues)
-            if keyed.is_due or queues:  # what goes to the same queue stays close together
+            if keyed.is_due or queues:  # messages for the same queue stay together
                 yield from keyed.commands()
         yield from keyed.commands()
         yield from expiries
 
     def _targets(self, route: Route, keys: Sequence[str]) -> list[str]:
-        """Return the lists that its messages go to: those of the queues, or the ones beside them."""
+        """Return the lists for its messages: those of the queues, or those for messages set aside."""
         return [name if self.beside is None else self.beside.target(route, name) for name in keys]
 
     def _said(self, change: Any, context: Context | None) -> bytes:
-        """Return the context for the message, and behind it the headers that name its trace."""
+        """Return the context for the message, followed by the headers that name its trace."""
         if context is None:
             return b""
         if self.spans is None or not (headers := self.spans.headers(change)):
@@ -413,7 +415,7 @@ class _Pushes:
     def _put_beside(
         self, task: Call, key: str, keys: tuple[str, ...], of_key: Keyed, queues: Mapping[str, list[bytes]]
     ) -> int:
-        """Add a message with a key to the list beside its queue unless it is too long; return its length, 0: no list.
+        """Set a message with a key aside unless it is too long; return its length, 0 if it is not set aside.
 
         When it moves to the queue, it takes its place among those of its key.
         """

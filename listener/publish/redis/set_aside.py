@@ -1,15 +1,15 @@
-"""Messages that wait beside their queue: in order, and saved with the checkpoint.
+"""Messages set aside, outside their queue: in order, and saved with the checkpoint.
 
 Two things send a message to a list instead of its queue:
 
 - The queue has more than CDC_MAX_QUEUE messages, and the route has `on_full="set_aside"`: a full queue does not stop
-  the routes to others. There is one such list for each queue, so the order between its routes stays.
-- A person paused the route. There is one such list for each route and queue.
+  routes to other queues. There is one such list per queue, so the order between its routes is kept.
+- The route is paused. There is one such list per route and queue.
 
 When workers have made room, or the route is resumed, the oldest messages move to the queue. Each push and each move is
 part of the step that moves the checkpoint, so no message is lost or doubled. While a list has messages, new ones go
-behind them: the order stays. A message with a key takes its place among those of the key when it moves to the queue, so
-a route that is paused holds up no other one of its group.
+after them, in order. A message with a key takes its place among those of the key when it moves to the queue, so
+a paused route does not block other routes of its group.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["SetAside", "queue_and_route", "set_aside_key"]
 
 log = structlog.get_logger()
 
-_MOST_MOVED: Final = 1_000  # messages that one step moves: the batch beside them must not wait long
+_MOST_MOVED: Final = 1_000  # messages that one step moves: its batch must not wait long
 _FULL: Final = "full"  # the first part of a list's name; no route has this id
 
 
 def set_aside_key(prefix: str) -> str:
-    """Return the key of the Redis hash with the lists' names and queues. A list's key is this one, ":" and its name."""
+    """Return the key of the Redis hash with the lists' names and queues. A list's key is this key, ":" and its name."""
     return f"{prefix}:set-aside"
 
 
 def queue_and_route(name: str) -> tuple[str, str | None]:
-    """Return the queue of the list with this name, and the paused route's id if it is a route's list."""
+    """Return the queue of the list with this name, and the id of the paused route if the list belongs to one."""
     owner, _, queue = name.partition(":")
     return queue, None if owner == _FULL else owner
 
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """The messages for one queue, the oldest at its right end."""
+    """The messages for one queue; the oldest is at its right end."""
 
     name: str
     key: str
@@ -54,7 +54,7 @@ class _List:
 
 
 class SetAside:
-    """Which messages wait beside their queue, and how they get there and back."""
+    """Selects the messages to set aside, and moves them there and back."""
 
     def __init__(self, prefix: str, *, max_queue: int | None, key_prefix: str = "") -> None:
         """`prefix` is that of the listener's keys, `key_prefix` that of all keys at the broker.
@@ -76,7 +76,7 @@ class SetAside:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next step has something to do, also without a message."""
+        """Whether the next step has something to do, even without a message."""
         return bool(self._ended) or any(each.route not in self._paused for each in self._lists.values())
 
     @property
@@ -92,17 +92,17 @@ class SetAside:
         return max((self._length.get(each.key, 0) for each in self._lists.values()), default=0)
 
     def restore(self, names: Iterable[str]) -> None:
-        """Take over what a former listener set aside: `names` are the fields at `set_aside_key`."""
+        """Take over the messages that a previous listener set aside: `names` are the fields at `set_aside_key`."""
         self._length, self._lists, self._ended = {}, {}, set()
         for name in names:
             self._open(name)
 
     def pause(self, routes: Collection[str]) -> None:
-        """Set aside the messages of these routes, by their ids, and of no others, from now on."""
+        """From now on, set aside the messages of the routes with these ids, and of no others."""
         self._paused = frozenset(routes)
 
     def target(self, route: Route, queue: str) -> str:
-        """Return the key that a message of the route goes to instead of the queue, or the queue."""
+        """Return the key of the list that gets the route's messages, or else the queue."""
         name = f"{route.id}:{queue}"
         if name in self._lists or route.id in self._paused:
             return self._open(name).key
@@ -110,7 +110,7 @@ class SetAside:
         return queue if full is None else full.key
 
     def learn(self, lengths: Mapping[str, int], queues: Iterable[str]) -> None:
-        """Learn the lengths of queues and lists, by their keys. `queues`: those with routes that set aside if full."""
+        """Store the lengths of queues and lists, by key. `queues`: those with routes that set aside if full."""
         self._length = dict(lengths)
         for each in list(self._lists.values()):
             if lengths.get(each.key) == 0 and not self._is_closed(each):
@@ -123,7 +123,7 @@ class SetAside:
                 log.warning("set_aside", queue=queue, length=lengths[queue], cdc_max_queue=self._max_queue)
 
     def commands(self) -> Iterator[Command]:
-        """Yield what moves the oldest messages to the queues that have room; behind all pushes."""
+        """Yield the commands that move the oldest messages to queues with room; after all pushes."""
         for each in self._lists.values():
             if room := self._room(each):
                 yield "EVAL", MOVE, "2", each.key, each.queue, self._key_prefix, str(room)
@@ -132,13 +132,13 @@ class SetAside:
         self._ended = set()
 
     def index(self, keys: Collection[str]) -> Iterator[Command]:
-        """Yield what notes the lists among these keys, to which messages were pushed, for the next listener."""
+        """Yield the commands that record which of these keys are lists, for the next listener."""
         for each in self._lists.values():
             if each.key in keys:
                 yield "HSET", self._index, each.name, each.queue
 
     def drop(self, route: str) -> tuple[list[str], list[Command]]:
-        """Return the keys of a paused route's lists, and the commands that drop all that is in them."""
+        """Return the keys of a paused route's lists, and the commands that empty them."""
         mine = [each for each in self._lists.values() if each.route == route]
         return [each.key for each in mine], [("DEL", each.key) for each in mine]
 
@@ -155,7 +155,7 @@ class SetAside:
 
     def _room(self, each: _List) -> int:
         length, waiting = self._length.get(each.queue), self._length.get(each.key, _MOST_MOVED)
-        if length is None or self._is_closed(each):  # nobody has looked yet
+        if length is None or self._is_closed(each):  # not checked yet
             return 0
         most = min(_MOST_MOVED, waiting)
         return most if self._max_queue is None else max(0, min(most, self._max_queue - length))

@@ -148,7 +148,7 @@ def changes_or_stop(source: PostgresSource, count: int) -> list[Change] | None:
     try:
         return source.changes(count)
     except SourceError as error:
-        if "cannot be known" not in error.message:
+        if "cannot be determined" not in error.message:
             raise
         return None
 

@@ -88,7 +88,7 @@ def test_a_worker_that_was_suspended_since_its_claim_does_not_send(
     other = DeliveryRecord("one")
     claim = wait_until(lambda: _claimed(other), what="the lease to end")
     assert claim is Claim.UNKNOWN
-    with pytest.raises(TryAgain, match="taken this message over"):
+    with pytest.raises(TryAgain, match="taken over this message"):
         suspended.confirm()
     other.confirm()
     other.sent("slack")

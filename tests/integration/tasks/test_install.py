@@ -66,7 +66,7 @@ def test_tasks_finish_and_failures_are_kept(broker: Broker, broker_url: str) -> 
 
 def test_without_a_redis_the_worker_says_what_it_leaves_out(rabbitmq_server: Any, broker: Broker) -> None:
     with Worker(_environment(broker, rabbitmq_server.url), application=_APPLICATION) as worker:
-        assert "CDC_CACHE_URL is not set, and the broker is no Redis" in worker.log
+        assert "CDC_CACHE_URL is not set, and the broker is not Redis" in worker.log
         with Celery(broker=rabbitmq_server.url, set_as_current=False) as app:
             app.send_task("shop.fails", queue="shop", task_id="fails")
         wait_until(lambda: "ValueError" in worker.log, timeout=60, what="the error")
@@ -80,7 +80,7 @@ def test_a_worker_says_that_install_came_after_tasks(broker: Broker) -> None:
         (line,) = (each for each in worker.log.splitlines() if "installed_after_tasks" in each)
         assert "shop.early" in line
         assert "number=1" in line
-        assert "Call cdc_tasks.install(app) right after the app is made" in line
+        assert "Call cdc_tasks.install(app) right after creating the app" in line
 
 
 def test_a_worker_grows_by_at_most_20_mb(broker: Broker, cold_workers: None) -> None:
@@ -127,7 +127,7 @@ def test_no_process_of_a_worker_looks_through_its_modules_for_garbage(
 def test_a_pool_that_is_not_fit_has_kombus_transport(broker: Broker, pool: str) -> None:
     environment = _environment(broker, broker.url)
     with Worker(environment, f"--pool={pool}", application=_APPLICATION) as worker:
-        assert "So this worker has kombu's own transport" in worker.log
+        assert "So this worker uses kombu's own transport" in worker.log
         with Celery(broker=broker.url, set_as_current=False) as app:
             app.send_task("shop.fails", queue="shop", task_id="fails")
         wait_until(

@@ -278,7 +278,7 @@ def test_only_the_rows_that_a_key_wants_are_read(
     ("table", "options", "words"),
     [
         (" ", {}, "table=' '"),
-        (7, {}, "7 is no table"),
+        (7, {}, "7 is not a table"),
         ("roles", {"order_by": []}, "order_by=()"),
         ("roles", {"order_by": ["-"]}, "order_by=('-',)"),
         ("roles", {"where": " "}, "where=' '"),
@@ -287,7 +287,7 @@ def test_only_the_rows_that_a_key_wants_are_read(
             {"key": "second", "order_by": "name"},
             "has order_by=('name',), and master:roles has ('id',)",
         ),
-        ("others", {"key": "master:roles"}, "is that of roles"),
+        ("others", {"key": "master:roles"}, "belongs to roles"),
     ],
 )
 def test_a_wrong_registration_is_told_and_changes_nothing(

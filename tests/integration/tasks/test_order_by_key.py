@@ -130,11 +130,11 @@ def test_a_failed_task_lets_its_key_go_on_or_holds_it_until_it_is_replayed_or_dr
         assert f"keyed.note {second} for cdc_bulk" in shown
         assert _noted(broker) == ["begin 3"]
 
-        broker.cache.set("mended", 1)
+        broker.cache.set("fixed", 1)
         _command(environment, "dead-letters", "replay", first)
         noted = _wait_for(broker, "end 5")
         assert noted == ["begin 3", "begin 3", "end 3", "begin 4", "end 4", "begin 5", "end 5"]
-        broker.cache.delete("noted", "mended")
+        broker.cache.delete("noted", "fixed")
 
         third = _send(app, 6, "dropped", "held up", on_failure="hold")
         fourth = _send(app, 7, "dropped", "held up", on_failure="hold")

@@ -63,7 +63,7 @@ def test_a_wait_of_less_than_a_second_counts_as_a_try_and_ends(
         sender.send_task("faulty.retries_out", queue="celery")  # it waits for 0.1 s
         [line] = wait_until(lambda: worker.events("task_gave_up"), timeout=20, what="the last try")
         assert line["tries"] == 3
-        assert "did not take the retry" not in worker.log
+        assert "did not accept the retry" not in worker.log
 
 
 def test_a_task_that_is_tried_again_and_again_waits_in_the_same_queues_each_time(

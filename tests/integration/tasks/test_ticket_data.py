@@ -54,7 +54,7 @@ def test_a_message_shows_what_has_changed_first_and_then_the_rest(in_process: He
         message = compose(session, notification)
     assert message is not None
     assert message.facts == (
-        Fact("Assigned to", "nobody → Anna"),
+        Fact("Assigned to", "no one → Anna"),
         Fact("Status", "closed → open"),
         Fact("Priority", "Normal"),
         Fact("Created by", "Carl"),

@@ -1,1 +1,1 @@
-"""Celery's settings as users write them, for workers of the tests."""
+"""Celery settings like those of users, for the tests' workers."""

@@ -1,4 +1,4 @@
-"""Celery's settings, with a queue for each name that `-Q` has."""
+"""Celery settings with a queue for each name in `-Q`."""
 
 from cdc_tasks.config.celery import *  # noqa: F403
 

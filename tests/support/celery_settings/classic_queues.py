@@ -1,4 +1,4 @@
-"""Celery's settings, with queues that are no quorum queues; a worker keeps few messages with an ETA."""
+"""Celery settings with classic queues; a worker keeps only a few messages with an ETA."""
 
 from kombu import Exchange, Queue
 

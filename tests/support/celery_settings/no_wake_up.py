@@ -1,4 +1,4 @@
-"""For a worker whose waits do not end by themselves within a test: only a message ends one."""
+"""For a worker whose waits do not end by themselves within a test, but only with a message."""
 
 from cdc_tasks.broker.redis import wake_up
 from tests.support.tasks.killed import note, note_slowly

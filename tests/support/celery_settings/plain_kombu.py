@@ -1,4 +1,4 @@
-"""Celery's settings with kombu's own Redis transport, to show what ours is for."""
+"""Celery settings with kombu's own Redis transport, to show why ours is needed."""
 
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as _redis
@@ -7,7 +7,7 @@ from cdc_tasks.config.celery import *  # noqa: F403
 
 
 class Transport(_redis.Transport):
-    """kombu's, under a name that is not among those that ours replaces."""
+    """kombu's transport, under a name that ours does not replace."""
 
 
 TRANSPORT_ALIASES["redis"] = f"{__name__}:Transport"

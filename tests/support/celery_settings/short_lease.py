@@ -1,4 +1,4 @@
-"""Celery's settings for tests in which workers die: their messages come back within seconds."""
+"""Celery settings for tests in which workers die: their messages are restored within seconds."""
 
 from cdc_tasks.config.celery import *  # noqa: F403
 from cdc_tasks.config.celery import _is_rabbitmq, broker_transport_options

@@ -1,4 +1,4 @@
-"""Celery's settings for a database whose keys all have the application's prefix; leases are short."""
+"""Celery settings for a database whose keys all have the application's prefix; leases are short."""
 
 from tests.support.celery_settings.short_lease import *  # noqa: F403
 from tests.support.celery_settings.short_lease import broker_transport_options

@@ -1,1 +1,1 @@
-"""An engine as services with passwords that expire have one: it fetches the password at each connect."""
+"""A database engine like those for passwords that expire: it fetches the password for each connection."""

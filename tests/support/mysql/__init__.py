@@ -1,1 +1,1 @@
-"""MySQL and MariaDB as the tests need them."""
+"""MySQL and MariaDB for the tests."""

@@ -2,8 +2,8 @@
 
 `python -m tests.support.mysql.captures` records them again.
 
-Each scenario is a list of statements, run on MariaDB and on MySQL, or on one of them. Beside the events a capture keeps
-what the codec asked the server: the names of collations, and what MariaDB's log leaves open about its tables.
+Each scenario is a list of statements, run on MariaDB and on MySQL, or on one of them. A capture has the events, and the
+codec's queries to the server: the names of collations, and data about tables that MariaDB's log lacks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["SCENARIOS", "BinlogCapture", "binlog_captures", "read_all"]
 
 _DIRECTORY: Final = Path(__file__).parents[2] / "unit" / "captured"
 _SCHEMA: Final = "captured"
-_INTACT: Final = 0x2144DF1C  # what CRC-32 makes of anything that ends with its own CRC-32
+_INTACT: Final = 0x2144DF1C  # the CRC-32 of any data that ends with its own CRC-32
 
 _COLLATIONS: Final = {8, 45, 46, 63, 255}  # of latin1, utf8mb4 and binary: those of the scenarios
 
@@ -190,7 +190,7 @@ SCENARIOS: Final[dict[str, tuple[Sequence[str], list[str]]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinlogCapture:
-    """What one server logged, and what it answered while that was read."""
+    """The log of one server, and its answers while the log was read."""
 
     scenario: str
     server: str  # mariadb or mysql
@@ -205,7 +205,7 @@ class BinlogCapture:
         return [base64.b64decode(event) for event in self.events]
 
     def decoder(self) -> Decoder:
-        """Return what reads the events as one connection's."""
+        """Return a decoder that reads the events as those of one connection."""
         return _decoder(_Recorded(self.asked), mariadb=self.server == "mariadb")
 
     def changes(self) -> list[BinlogChange]:
@@ -213,13 +213,13 @@ class BinlogCapture:
 
 
 def binlog_captures(scenario: str = "*") -> list[BinlogCapture]:
-    """Return what was recorded of a scenario, or of all, a capture for each server."""
+    """Return the captures of a scenario, or of all scenarios, one for each server."""
     paths = sorted(_DIRECTORY.glob(f"binlog-{scenario}-*.json"))
     return [BinlogCapture(**json.loads(path.read_text())) for path in paths]
 
 
 def read_all(decoder: Decoder, events: Iterable[bytes], *, to_the_end: bool = False) -> list[BinlogChange]:
-    """Return the changes in these events, and in those that are inside of them.
+    """Return the changes in these events, including nested events.
 
     `to_the_end`: buffer the rest of a transaction until its outcome is certain, as at the end of each batch.
     """
@@ -238,7 +238,7 @@ def read_all(decoder: Decoder, events: Iterable[bytes], *, to_the_end: bool = Fa
 
 
 class _Recorded(Session):
-    """Answers from a capture instead of from a server, which knows nothing else."""
+    """Answers only from a capture, instead of from a server."""
 
     def __init__(self, asked: Iterable[str]) -> None:
         super().__init__(_no_server)
@@ -249,7 +249,7 @@ class _Recorded(Session):
 
 
 class _Recording(Session):
-    """Keeps what was asked, in `asked`."""
+    """Records the queries in `asked`."""
 
     def __init__(self, url: str) -> None:
         super().__init__(lambda: connect(url))
@@ -285,7 +285,7 @@ def _decoder(session: Session, *, mariadb: bool) -> Decoder:
 
 
 def read_log(url: str, position: BinlogPosition) -> list[bytes]:
-    """Return the events from there to the end of the log, each with a checksum, as no replica: like mysqlbinlog."""
+    """Return the events from there to the end of the log, each with a checksum, without being a replica."""
     with closing(connect(url)) as connection:
         return [
             event if crc32(event) == _INTACT else event + NO_CHECKSUM
@@ -322,7 +322,7 @@ def _is_of_other_server(statement: str, kind: str) -> bool:
 
 
 def main() -> None:
-    """Record every scenario on every server that it is for."""
+    """Record every scenario on each of its servers."""
     servers: dict[str, Callable[[], MariaDBServer | MySQLServer]] = {
         "mariadb": MariaDBServer,
         "mysql": MySQLServer,

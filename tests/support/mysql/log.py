@@ -1,4 +1,4 @@
-"""The statements in a binlog, as the listener gets them and before it judges them."""
+"""The statements in a binlog, as the listener gets them, before it interprets them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def end_of_log(database: MySQLDatabase) -> BinlogPosition:
 
 
 def logged_statements(database: MySQLDatabase, start: BinlogPosition) -> tuple[list[Query], Dialect]:
-    """Return the statements in the log from `start` on, but for BEGIN and COMMIT, and how they are to be read."""
+    """Return the statements in the log from `start` on, except BEGIN and COMMIT, and the dialect to read them."""
     database.execute("CREATE TABLE the_end (id int)", "DROP TABLE the_end")
     session = Session(partial(connect, database.url))
     with closing(connect(database.url)) as connection:

@@ -1,4 +1,4 @@
-"""A MySQL or MariaDB database with a monitor on it: what is committed comes out as changes."""
+"""A MySQL or MariaDB database with a monitor that returns commits as changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["MySQLDatabase", "MySQLSource", "NumberSource"]
 
 @dataclass(frozen=True, kw_only=True)
 class MySQLDatabase:
-    """A database of a test's own, on MySQL or MariaDB."""
+    """A test's own database, on MySQL or MariaDB."""
 
     name: str
     server: GivenMySQLServer | MariaDBServer | MySQLServer
@@ -44,7 +44,7 @@ class MySQLDatabase:
         return self.server.name == "mariadb"
 
     def connect(self, *, autocommit: bool = True) -> pymysql.connections.Connection[Any]:
-        """Return one more session in UTC; the test closes it."""
+        """Return another session in UTC; the test closes it."""
         address = Address.parse(self.url)
         return pymysql.connect(
             host=address.host,
@@ -59,7 +59,7 @@ class MySQLDatabase:
         )
 
     def execute(self, *statements: str, setting: str | None = None) -> None:
-        """Run these in one session, each committed by itself but for what BEGIN opens; after `SET SESSION setting`."""
+        """Run these in one session after `SET SESSION setting`, each in its own transaction unless BEGIN opens one."""
         with closing(self.connect()) as connection, connection.cursor() as cursor:
             for statement in (*([f"SET SESSION {setting}"] if setting else []), *statements):
                 cursor.execute(statement)
@@ -77,21 +77,21 @@ class MySQLDatabase:
         return BinlogPosition(file=file, offset=offset)
 
     def purge_logs(self) -> None:
-        """Let the server forget all of its log up to now."""
+        """Purge the server's whole log up to now."""
         self.execute("FLUSH BINARY LOGS")
         self.purge_logs_before(self.newest_log())
 
     def purge_logs_before(self, file: str) -> None:
-        """Let the server forget all that is older than this file of its log."""
-        # A file that a replica has just let go of cannot be purged at once.
+        """Purge the files of the server's log that are older than this one."""
+        # A file that a replica has just released cannot be purged at once.
         wait_until(lambda: self._is_purged_to(file), what="the old logs to be gone", timeout=30)
 
     def newest_log(self) -> str:
-        """Return the name of the file that is written to."""
+        """Return the name of the file that the server is writing to."""
         return str(self.fetch("SHOW BINARY LOGS")[-1][0])
 
     def reset_log(self) -> None:
-        """Reset the server's log in a later second than it was created in: a log has its time in seconds."""
+        """Reset the server's log in a later second than that of its creation: a log has its time in seconds."""
         born = log_created_at(self.url, self.newest_log())
         wait_until(lambda: time.time() >= born + 1, what="the next second")
         self.execute("RESET MASTER" if self.is_mariadb else "RESET BINARY LOGS AND GTIDS")
@@ -123,14 +123,14 @@ class MySQLSource:
         self.position = next(self._batches).position
 
     def stop(self) -> None:
-        """Stop the monitor; `watch` starts another that goes on from there."""
+        """Stop the monitor; `watch` starts another that continues from there."""
         self._stack.close()
 
     def execute(self, *statements: str, setting: str | None = None) -> None:
         self.database.execute(*statements, setting=setting)
 
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
-        """Return the next `count` changes; fail where others come, or none."""
+        """Return the next `count` changes; fail if other changes arrive, or none."""
         found: list[Change] = []
         deadline = Deadline(timeout)
         for batch in self._batches:
@@ -143,7 +143,7 @@ class MySQLSource:
         return found
 
     def rest(self) -> list[Change]:
-        """Return what comes until the log has nothing more for us."""
+        """Return the remaining changes in the log."""
         found: list[Change] = []
         for batch in self._batches:
             found.extend(batch.changes)
@@ -154,7 +154,7 @@ class MySQLSource:
 
     @property
     def decoder(self) -> Decoder:
-        """What decodes the log now."""
+        """The current decoder of the log."""
         assert self._monitor is not None
         return self._monitor._decoder
 
@@ -181,11 +181,11 @@ class MySQLSource:
 
 
 class NumberSource(MySQLSource):
-    """A source whose table `t` holds nothing but numbers, on a server that a test may spoil."""
+    """A source whose table `t` has only numbers, on a server that a test may damage."""
 
     @classmethod
     def on(cls, server: MariaDBServer | MySQLServer) -> Self:
-        """Make its database and table again."""
+        """Recreate its database and table."""
         name = "own"
         MySQLDatabase(name="", server=server).execute(
             f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}"
@@ -195,7 +195,7 @@ class NumberSource(MySQLSource):
         return source
 
     def insert(self, *numbers: int) -> None:
-        """Each in a transaction of its own."""
+        """Insert each number in its own transaction."""
         self.execute(*(f"INSERT INTO t VALUES ({number})" for number in numbers))
 
     def numbers(self, count: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""PostgreSQL as the tests need it."""
+"""PostgreSQL for the tests."""

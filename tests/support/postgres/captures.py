@@ -2,8 +2,8 @@
 
 `python -m tests.support.postgres.captures` records them again.
 
-Each scenario is a list of statements, run on every server and read through every plugin that it has. Beside
-the messages a capture keeps what a decoder would ask the catalogue about tables. Partitioned tables are not for
+Each scenario is a list of statements, run on every server and read through each of its plugins. A capture has the
+messages, and the answers of the catalogue about tables that a decoder needs. Partitioned tables are not recorded for
 wal2json.
 """
 
@@ -43,7 +43,7 @@ PLUGIN_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "wal2json": OPTIONS,
 }
 
-_LONG: Final = "repeat('long ', 500)"  # lies outside of its row: TOAST
+_LONG: Final = "repeat('long ', 500)"  # stored outside of its row: TOAST
 _SCHEMA: Final = '"Zoë\'s ""schema"""'
 _TABLE: Final = f'{_SCHEMA}."Größe %s, {{}}"'
 _TYPE: Final = f'{_SCHEMA}."a ""type"""'
@@ -137,7 +137,7 @@ SCENARIOS: Final[dict[str, list[str]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """What one server sent through one plugin."""
+    """The messages that one server sent through one plugin."""
 
     scenario: str
     plugin: str
@@ -157,7 +157,7 @@ class Capture:
         return Wal2JsonDecoder(_resolve, _Recorded(self.tables), lambda *_: True, source="c0ffee")
 
     def changes(self) -> list[WALChange]:
-        """Decode all messages as one connection's."""
+        """Decode all messages as those of one connection."""
         changes: list[WALChange] = []
         decoder = self.decoder()
         for payload in self.payloads():
@@ -171,13 +171,13 @@ def scenarios_of(plugin: str) -> list[str]:
 
 
 def captures(scenario: str) -> list[Capture]:
-    """Return what was recorded of a scenario, a capture for each server and plugin."""
+    """Return the captures of a scenario, one for each server and plugin."""
     paths = sorted(_DIRECTORY.glob(f"{scenario}-*.json"))
     return [Capture(**json.loads(path.read_text())) for path in paths]
 
 
 def read_slot(connection: Connection, slot: str, plugin: str) -> list[bytes]:
-    """Return, and take from the slot, all messages that it has."""
+    """Consume and return all messages of the slot."""
     options = [word for pair in PLUGIN_OPTIONS[plugin].items() for word in pair]
     rows = fetch(
         connection,

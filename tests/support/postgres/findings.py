@@ -1,4 +1,4 @@
-"""What `check` finds in PostgreSQL, for routes that a test makes up."""
+"""The findings of `check` in PostgreSQL, for a test's own routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSERT, UPDATE, DELETE = EventType.INSERT, EventType.UPDATE, EventType.DELETE
 
 
 class Findings:
-    """What was found, by what was looked at."""
+    """The findings, by what was checked."""
 
     def __init__(
         self, url: str, router: BinlogRouter | None = None, *, name: str = "ours", **wanted: Any
@@ -38,7 +38,7 @@ class Findings:
         return found
 
     def about(self, words: str) -> Finding:
-        """Return the one that says this."""
+        """Return the finding that contains these words."""
         (found,) = [each for each in self.all if words in each.found]
         return found
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server whose files can be put back, with a listener on it that can be started again and again."""
+"""A PostgreSQL server whose files can be restored, with a listener that can be restarted many times."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class History:
         self._stack.enter_context(self.broker)
         self.execute("CREATE TABLE items (id bigint PRIMARY KEY)")
         self.execute("CREATE TABLE other (id bigint)")
-        self.listen(lambda: bool(self.checkpoint))  # what is committed from now on is read
+        self.listen(lambda: bool(self.checkpoint))  # later commits are read
         return self
 
     def __exit__(
@@ -65,7 +65,7 @@ class History:
             return cursor.fetchall() if cursor.description else []
 
     def insert(self, first: int, last: int) -> None:
-        """Insert each in a transaction of its own."""
+        """Insert each in its own transaction."""
         with closing(psycopg2.connect(self.server.url)) as connection, connection.cursor() as cursor:
             connection.autocommit = True
             for number in range(first, last + 1):
@@ -90,7 +90,7 @@ class History:
         return Listener(monitor, self.router, RedisPublisher(celery_app(self.broker.url), name=NAME))
 
     def listen(self, until: Callable[[], bool], **options: Any) -> CDCError | None:
-        """Run a listener until `until`, or until it ends by itself; return its error."""
+        """Run a listener until `until` returns true, or until it ends by itself; return its error."""
         errors: list[CDCError] = []
         listener = self.listener(**options)
 
@@ -116,7 +116,7 @@ class History:
         return self.published(first, last, **options)
 
     def published(self, first: int, last: int, **options: Any) -> list[RowChange]:
-        """Return the changes of these rows when a listener has published all, and acknowledged; each came once."""
+        """Return the changes of these rows after a listener has published and acknowledged all of them, each once."""
         wanted = list(range(first, last + 1))
         error = self.listen(
             lambda: set(wanted) <= {*self.ids()} and self.is_acknowledged(self.changes()[-1]), **options
@@ -127,7 +127,7 @@ class History:
         return found
 
     def changes(self) -> list[RowChange]:
-        """Return what was published, in order."""
+        """Return the published changes, in order."""
         with redis.Redis.from_url(self.broker.url) as client:
             return [RowChange.from_message(message["body"][0][0]) for message in messages(client, "celery")]
 
@@ -155,26 +155,26 @@ class History:
     # --- Copies of the server's files ---------------------------------------------------------------------
 
     def copy(self) -> None:
-        """Keep a copy of its files as they are now, cold."""
+        """Keep a cold copy of its current files."""
         self.server.stop()
         self._copy("data", "copy")
         self.server.start()
 
     def restore(self) -> None:
-        """Put the copy back in place of what was written since."""
+        """Restore the copy, without later writes."""
         self.server.stop()
         self._copy("copy", "data")
         self.server.start()
 
     def archive(self) -> None:
-        """Keep all of the log from now on; the server has archive_mode = on."""
+        """Archive the log from now on; the server has archive_mode = on."""
         archive = self.server.home / "archive"
         command = f"mkdir -p {archive} && cp %p {archive}/%f"
         self.execute(f"ALTER SYSTEM SET archive_command = '{command}'")
         self.execute("SELECT pg_reload_conf()")
 
     def restore_to(self, point: str, *, with_slot: bool) -> None:
-        """Put the copy back, and all of the archive up to this restore point."""
+        """Restore the copy, and the archive up to this restore point."""
         ((segment,),) = self.execute("SELECT pg_walfile_name(pg_switch_wal())")
         archive = self.server.home / "archive"
         wait_until((archive / segment).exists, what="the archive to have all")
@@ -188,7 +188,7 @@ class History:
         with (self.server.data_dir / "postgresql.auto.conf").open("a") as settings:
             settings.writelines(f"{name} = '{value}'\n" for name, value in recovery.items())
         (self.server.data_dir / "recovery.signal").touch()
-        if not with_slot:  # as pg_basebackup leaves it out
+        if not with_slot:  # like pg_basebackup, which leaves it out
             subprocess.run(["/bin/rm", "-rf", str(self.server.data_dir / "pg_replslot" / NAME)], check=True)
         self.server.start()
         wait_until(lambda: self.execute("SELECT pg_is_in_recovery()") == [(False,)], what="it to be promoted")
@@ -200,5 +200,5 @@ class History:
 
 
 def is_later(change: RowChange, than: list[RowChange]) -> bool:
-    """Return whether its position says that it was committed after all of these."""
+    """Return whether, by its position, it was committed after all of these."""
     return position_key(change.position) > max(position_key(each.position) for each in than)

@@ -1,4 +1,4 @@
-"""A monitor on a table of items in PostgreSQL, and how far its slot is."""
+"""A monitor on a table of items in PostgreSQL, and the position of its slot."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def acknowledge_all(database: Database, monitor: PostgresWALMonitor, batches: It
 
 
 def wait_until_sent(database: Database) -> None:
-    """Return when the server has sent all that is committed by now: what the next batches have is certain then."""
+    """Return when the server has sent all commits so far: then the contents of the next batches are known."""
     goal = current(database)
     query = """SELECT pid FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid
                WHERE slot_name = %s AND sent_lsn - '0/0'::pg_lsn >= %s"""

@@ -1,4 +1,4 @@
-"""A proxy that knows PostgreSQL's protocol: another language, a connection pooler, a server that cannot send a row."""
+"""A proxy for PostgreSQL's protocol: simulates another language, a connection pooler, or unreadable rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["PostgresProxy"]
 
 _ENCRYPTION_REQUESTS = {80877103, 80877104}  # TLS, GSS
 _CANCEL = 80877102
-_TRANSLATED = b"SMDHW"  # severity, message, detail, hint, where: the fields that a server's language is for
+_TRANSLATED = b"SMDHW"  # severity, message, detail, hint, where: the fields in the server's language
 
 
 class PostgresProxy:
-    """Stands before a server on 127.0.0.1, and offers no TLS."""
+    """A proxy for a server on 127.0.0.1, without TLS."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class PostgresProxy:
         replaces: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """`translates` makes the errors' messages unreadable; `drops` and `refuses` name start-up parameters, as
-        PgBouncer's `ignore_startup_parameters` does; `errors` gives SQLSTATE and message instead of the copied
-        data that holds the key; `replaces` gives other bytes, as many, within copied data.
+        PgBouncer's `ignore_startup_parameters` does; `errors` has SQLSTATE and message to send instead of copied
+        data that contains the key; `replaces` has bytes of the same length to replace within copied data.
         """
         self._target = port
         self._translates = translates
@@ -48,7 +48,7 @@ class PostgresProxy:
         self.port: int = self._listening.getsockname()[1]
 
     def url(self, url: str) -> str:
-        """Return a URL of the server as one through here."""
+        """Return a URL of the server, changed to go through this proxy."""
         parts = urlsplit(url)
         host = parts.netloc.replace(f":{self._target}", f":{self.port}")
         return urlunsplit(parts._replace(netloc=host))
@@ -131,7 +131,7 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 
 def _translate(kind: bytes, body: bytes) -> bytes:
-    """Return the message with each letter of its text exchanged."""
+    """Return the message with each letter of its text replaced."""
     fields = [
         field[:1] + _exchanged(field[1:]) if field[0] in _TRANSLATED else field
         for field in body.split(b"\0")
@@ -141,7 +141,7 @@ def _translate(kind: bytes, body: bytes) -> bytes:
 
 
 def _exchanged(words: bytes) -> bytes:
-    """Return other words, in Latin-1 as those of a server whose locale is not of UTF-8."""
+    """Return other words, in Latin-1, like those of a server whose locale is not UTF-8."""
     return f"»{codecs.encode(words.decode(), 'rot13')}«".encode("latin-1")
 
 

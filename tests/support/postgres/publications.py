@@ -1,4 +1,4 @@
-"""A publication as the routes ask for it, and what it holds then."""
+"""A publication as the routes require it, and its contents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def router_of(*routes: Callable[[BinlogRouter], object]) -> BinlogRouter:
 
 
 def prepare(connection: Connection, router: BinlogRouter, *, column_lists: bool = True) -> None:
-    """Make the publication `ours`; with lists of columns, the harder case, unless `column_lists` is False."""
+    """Create the publication `ours`, with column lists (the harder case) unless `column_lists` is False."""
     prepare_publication(connection, "ours", router.routes, column_lists=column_lists)
 
 
@@ -59,7 +59,7 @@ def published(connection: Connection) -> dict[str, set[str] | None]:
 
 
 def listed(connection: Connection, *columns: str) -> set[str] | None:
-    """Return what is published of a table if only these columns are wanted: before version 15, all of it."""
+    """Return the columns that are published if only these are wanted: before version 15, all."""
     return set(columns) if connection.info.server_version >= 15_00_00 else None
 
 

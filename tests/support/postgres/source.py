@@ -1,4 +1,4 @@
-"""A database with a monitor on it: what is committed comes out as changes."""
+"""A database with a monitor that returns commits as changes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PostgresSource:
     _monitor: PostgresWALMonitor | None = None
     notes: str | None = None  # as the broker would have them
     _position: str | None = None
-    _unread: list[Change] = field(default_factory=list)  # came while something else was waited for
+    _unread: list[Change] = field(default_factory=list)  # arrived while the test waited for something else
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def watch(self, *tables: str, schema: str = "public", **options: Any) -> None:
@@ -70,20 +70,20 @@ class PostgresSource:
 
     @property
     def saved(self) -> Saved | None:
-        """What the next start gets as saved."""
+        """The saved state for the next start."""
         return Saved(self._position, self.notes) if self._position else None
 
     def stop(self) -> None:
-        """Stop the monitor; `watch` starts another that goes on from there."""
+        """Stop the monitor; `watch` starts another that continues from there."""
         self._stack.close()
 
     def execute(self, *statements: str) -> None:
-        """Run each statement in a transaction of its own."""
+        """Run each statement in its own transaction."""
         for statement in statements:
             self.database.execute(statement)
 
     def changes(self, count: int, *, timeout: float = 30) -> list[Change]:
-        """Return the next `count` changes, and acknowledge them; fail if others come, or none."""
+        """Return the next `count` changes, and acknowledge them; fail if other changes arrive, or none."""
         assert self._monitor is not None
         found, deadline = self._unread, Deadline(timeout)
         while len(found) < count:
@@ -94,7 +94,7 @@ class PostgresSource:
         return found
 
     def read_until(self, condition: Callable[[], T], *, what: str, timeout: float = 30) -> T:
-        """Read on until `condition` holds, and return what it returned; `changes` has what came meanwhile."""
+        """Read until `condition` returns a true value, and return it; `changes` returns what arrived meanwhile."""
         deadline = Deadline(timeout)
         while not (value := condition()):
             deadline.check(f"waited for {what}")
@@ -102,7 +102,7 @@ class PostgresSource:
         return value
 
     def changes_until(self, is_last: Callable[[Change], bool], *, timeout: float = 30) -> list[Change]:
-        """Return the next changes up to one that is the last."""
+        """Return the next changes up to the first for which `is_last` is true."""
         self.read_until(lambda: any(map(is_last, self._unread)), what="the last change", timeout=timeout)
         found, self._unread = self._unread, []
         return found
@@ -137,5 +137,5 @@ def _split(schema: str, table: str) -> tuple[str, str]:
 
 
 def rows_of(changes: list[Change]) -> list[tuple[str, Any, Any, tuple[str, ...]]]:
-    """Return what tasks could see of them: event, before, after, and what is unavailable."""
+    """Return the parts that tasks could see: event, before, after, and unavailable columns."""
     return [(change.event.value, change.before, change.after, change.unavailable) for change in changes]

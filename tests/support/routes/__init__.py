@@ -1,1 +1,1 @@
-"""Files of routes as users write them."""
+"""Files of routes like those of users."""

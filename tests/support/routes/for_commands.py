@@ -1,11 +1,11 @@
-"""Routes of other people's making, as CDC_ROUTES names them in tests of the commands."""
+"""Users' routes, for CDC_ROUTES in tests of the commands."""
 
 from __future__ import annotations
 
 from cdc_tasks.changes import Change
 from listener.router import BinlogRouter, EventType, changed
 
-__all__ = ["failing", "keyed", "mended", "no_router", "routes", "setup", "to_no_queue"]
+__all__ = ["failing", "fixed", "keyed", "no_router", "routes", "setup", "to_no_queue"]
 
 
 def setup(schema: str = "public") -> BinlogRouter:
@@ -35,7 +35,7 @@ def to_no_queue(schema: str = "public") -> BinlogRouter:
 
 
 def keyed(schema: str = "public") -> BinlogRouter:
-    """Return routes with keys, and with other policies than usual."""
+    """Return routes with keys, and with unusual policies."""
     router = BinlogRouter()
     events = [EventType.INSERT, EventType.UPDATE]
     router.register(schema, "roles", events, "tests.of_one", key="id")
@@ -46,7 +46,7 @@ def keyed(schema: str = "public") -> BinlogRouter:
 
 
 def failing(schema: str = "public") -> BinlogRouter:
-    """Return a route whose function fails on rows that it does not expect, and one that is wrong for good."""
+    """Return a route whose function fails on unexpected rows, and one that always fails."""
     router = BinlogRouter()
     router.register(
         schema, "roles", EventType.INSERT, "tests.named", args=lambda change: [len(change.row["name"])]
@@ -57,8 +57,8 @@ def failing(schema: str = "public") -> BinlogRouter:
     return router
 
 
-def mended(schema: str = "public") -> BinlogRouter:
-    """Return the same routes, the first of which now takes every row."""
+def fixed(schema: str = "public") -> BinlogRouter:
+    """Return the same routes; the first one now handles every row."""
     router = BinlogRouter()
     router.register(
         schema, "roles", EventType.INSERT, "tests.named", args=lambda change: [change.row["name"]]

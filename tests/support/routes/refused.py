@@ -1,4 +1,4 @@
-"""Routes to one task, for what a broker refuses."""
+"""Routes to one task, for messages that a broker refuses."""
 
 from __future__ import annotations
 

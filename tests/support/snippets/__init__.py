@@ -1,1 +1,1 @@
-"""The fenced blocks of README.md and docs/, each held to what its language can be held to."""
+"""Checks of the fenced blocks in README.md and docs/, each as far as its language allows."""

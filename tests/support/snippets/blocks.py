@@ -1,10 +1,10 @@
 """The fenced blocks of a page, and the marks above them.
 
-A mark is a comment on the line above a block. It says what a reader of the source has to know of the block:
+A mark is a comment on the line above a block, for readers of the source:
 
-    <!-- output: of what -->           the block, or what stands below the commands in it, was written by a program
-    <!-- not run: the reason -->       nothing here can check the block
-    <!-- on: mysql, mariadb -->        the servers whose SQL or configuration it is; without a mark PostgreSQL
+    <!-- output: of what -->           a program wrote the block, or the lines below its commands
+    <!-- not run: the reason -->       the block cannot be checked here
+    <!-- on: mysql, mariadb -->        the servers of its SQL or configuration; without a mark PostgreSQL
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Block:
     page: str  # its path in the checkout
     line: int  # where its text begins
     language: str  # "" if the fence names none
-    text: str  # without the indentation that it has in a list
+    text: str  # without the indentation of a list
     marks: dict[str, str]
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Block:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """Return the blocks of a page, which is named by its path in the checkout."""
+    """Return the blocks of a page; `page` is its path in the repository."""
     return list(blocks_in((CHECKOUT / page).read_text(), page))
 
 

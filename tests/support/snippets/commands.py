@@ -1,4 +1,4 @@
-"""The commands of a shell that pages show: each is parsed by the parser of the program that it starts."""
+"""Shell commands in pages: the parser of each command's program parses it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ELSEWHERE", "check", "check_django", "check_line", "lines_of"]
 
-# Programs that are not ours, and what holds that the lines with them are right.
+# Programs that are not ours, and the tests that check their lines.
 ELSEWHERE: Final = {
     ".": "the shell's",
     "cat": "the system's",
@@ -82,9 +82,9 @@ _REDIRECTIONS: Final = frozenset({">", ">>", "<", "2>", "<<<"})
 
 
 def lines_of(text: str, *, has_prompts: bool) -> tuple[list[str], list[str]]:
-    """Return the commands of a block, and the lines below them that a program wrote.
+    """Return the commands of a block, and the lines of output below them.
 
-    A command that ends with a backslash goes on in the next line.
+    A command that ends with a backslash continues on the next line.
     """
     commands: list[str] = []
     output: list[str] = []
@@ -106,7 +106,7 @@ def lines_of(text: str, *, has_prompts: bool) -> tuple[list[str], list[str]]:
 
 
 def check(commands: Sequence[str]) -> None:
-    """Raise WrongSnippetError for the first of these commands that no shell or no program would take."""
+    """Raise WrongSnippetError for the first of these commands that the shell or its program would refuse."""
     parsed = subprocess.run(
         ["/bin/bash", "-n"], input="\n".join(commands), text=True, capture_output=True, check=False
     )
@@ -198,7 +198,7 @@ def _celery(arguments: list[str]) -> None:
 
 
 def _without_app(arguments: list[str]) -> list[str]:
-    """Take `-A app` out: it may stand behind the command, too."""
+    """Remove `-A app`, which may also follow the command."""
     rest = list(arguments)
     for name in ("-A", "--app"):
         if name in rest:
@@ -210,13 +210,13 @@ def _without_app(arguments: list[str]) -> list[str]:
 
 
 def _click(command: Any, arguments: list[str], obj: Any = None) -> None:
-    """Let the command parse these arguments, and not run."""
+    """Make the command parse these arguments without running."""
     while arguments and arguments[0] in getattr(command, "commands", {}):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     if getattr(command, "commands", None) and arguments and not arguments[0].startswith("-"):
         raise WrongSnippetError(f"{command.name} has no command {arguments[0]}")
     if {"--help", "--version", "--install-completion", "--show-completion"} & set(arguments):
-        return  # these end a program before all else is looked at
+        return  # these end a program before it checks anything else
     try:
         command.make_context(command.name, list(arguments), obj=obj)
     except Exception as error:  # typer has a click of its own, which is not public
@@ -267,7 +267,7 @@ def _django(arguments: list[str]) -> None:
 
 
 def check_django(commands: Sequence[str]) -> None:
-    """Let Django parse its own commands among these, all at once: it takes long to start."""
+    """Make Django parse its own commands among these, all at once, because it starts slowly."""
     given = [shlex.split(each, comments=True) for each in commands if "manage.py " in each]
     given = [words[words.index("manage.py") + 1 :] for words in given]
     given = [words for words in given if words[:1] != ["cdc"]]
@@ -294,7 +294,7 @@ def _curl(arguments: list[str]) -> None:
 
 
 def _kubectl(arguments: list[str]) -> None:
-    """Check what is to run in a container: behind the two dashes."""
+    """Check the command after `--`, which runs in a container."""
     if "--" in arguments:
         _check_words(arguments[arguments.index("--") + 1 :], " ".join(arguments))
 
@@ -306,7 +306,7 @@ def _copy(arguments: list[str]) -> None:
 
 
 def _nothing_to_check(_: list[str]) -> None:
-    """Take whatever is there."""
+    """Accept anything."""
 
 
 _CHECKERS: Final[dict[str, Callable[[list[str]], None]]] = {

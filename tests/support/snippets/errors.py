@@ -1,4 +1,4 @@
-"""What is wrong with a snippet."""
+"""Errors in a snippet."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ class WrongSnippetError(AssertionError):
 
 
 class IncompleteCommandError(WrongSnippetError):
-    """A command lacks a part: an argument, a value. In a running text it is the name of the command."""
+    """A command lacks a part: an argument or a value. In running text it may be just the command's name."""

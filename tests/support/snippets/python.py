@@ -1,4 +1,4 @@
-"""The Python that pages show: it compiles, what it imports exists, and our functions take what it gives them."""
+"""Python code in pages: it compiles, its imports exist, and our functions accept its arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "names_bound_by"]
 
 _OURS: Final = ("cdc_tasks", "listener")
-# The packages of readers, which the pages are written around.
+# Readers' packages, as the pages name them.
 _OF_READERS: Final = {
     "catalogue",
     "myapp",
@@ -32,7 +32,7 @@ _OF_READERS: Final = {
     "stock",
     "tasks",
 }
-# What stands around an extract: a reader has it, and the pages call it so.
+# Names outside of an extract, which a reader has.
 _AROUND: Final[dict[str, Any]] = {
     **dict.fromkeys(
         ("app", "change", "engine", "order", "request", "schema", "self", "session", "text"),
@@ -42,7 +42,7 @@ _AROUND: Final[dict[str, Any]] = {
 
 
 def check(text: str, before: set[str]) -> None:
-    """Raise WrongSnippetError for what would not run; `before` are the names of the page's earlier blocks."""
+    """Raise WrongSnippetError for code that would not run; `before` are the names of the page's earlier blocks."""
     try:
         tree = ast.parse(text)
         compile(text, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -61,14 +61,14 @@ def check(text: str, before: set[str]) -> None:
 
 
 def names_bound_by(text: str) -> set[str]:
-    """Return the names that a block defines or imports, also in functions."""
+    """Return the names that a block defines or imports, including those in functions."""
     names = _Names()
     names.visit(ast.parse(text))
     return names.bound
 
 
 class _Names(ast.NodeVisitor):
-    """The names of a text, without regard to where they are bound: a page's extract is short."""
+    """The names of a text, regardless of scopes: a page's extract is short."""
 
     def __init__(self) -> None:
         self.bound: set[str] = set()
@@ -96,7 +96,7 @@ class _Names(ast.NodeVisitor):
 
 
 def _known_objects(tree: ast.Module) -> dict[str, Any]:
-    """Return what the names of a text stand for, where that is ours. Raise WrongSnippetError for a wrong import."""
+    """Return our objects that the names of a text refer to. Raises WrongSnippetError for a wrong import."""
     objects = {name: each for name, each in _AROUND.items() if each is not None}
     objects |= {"cdc_tasks": cdc_tasks, **{name: getattr(cdc_tasks, name) for name in cdc_tasks.__all__}}
     for node in ast.walk(tree):
@@ -136,7 +136,7 @@ def _submodule(module: str, name: str) -> Any:
 
 
 def _resolve(node: ast.expr, objects: dict[str, Any]) -> Any:
-    """Return what an expression stands for, or None; raise WrongSnippetError where ours has no such attribute."""
+    """Return the object of an expression, or None. Raises WrongSnippetError if ours has no such attribute."""
     if isinstance(node, ast.Name):
         return objects.get(node.id)
     if not isinstance(node, ast.Attribute):

@@ -38,7 +38,7 @@ def check_names(text: str) -> None:
 
 
 def check_value(name: str, value: str) -> None:
-    """Raise WrongSnippetError if the settings refuse this value; what a reader is to fill in is not looked at."""
+    """Raise WrongSnippetError if the settings refuse this value; placeholders are not checked."""
     field = _FIELD_OF.get(name, name).lower()
     if any(each in value for each in ("…", "$", "VALUE")):
         return

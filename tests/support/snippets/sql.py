@@ -1,4 +1,4 @@
-"""The SQL and the configuration of servers that pages show, given to real servers."""
+"""SQL and server configuration in pages, tried on real servers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["problems_of_configuration", "problems_on_mysql", "problems_on_postgr
 _COMMENT: Final = re.compile(r"--.*$", re.MULTILINE)
 _CREATED: Final = re.compile(r"CREATE TABLE (\w+)")
 _DROPPED_SLOT: Final = re.compile(r"pg_drop_replication_slot\('(\w+)'\)")
-# PostgreSQL runs these by themselves only, and for the whole server: they are parsed and not run.
+# PostgreSQL runs these only outside of transactions, and for the whole server: they are only parsed.
 _ALONE: Final = re.compile(
     r"\s*(ALTER SYSTEM|VACUUM|CREATE DATABASE|DROP DATABASE|(CREATE|DROP|RE) ?INDEX CONCURRENTLY)",
     re.IGNORECASE,
 )
 _OF_TRANSACTIONS: Final = {"BEGIN", "COMMIT", "START TRANSACTION"}
-# What the pages are about: the help desk, a shop, and what a listener makes.
+# The tables of the pages: the help desk, a shop, and a listener's objects.
 _TABLES: Final = (
     "CREATE TABLE orders (id int PRIMARY KEY, status varchar(9), currency char(3), total int, updated_at timestamp)",
     "CREATE TABLE orders_order (id int PRIMARY KEY, status varchar(20), customer varchar(80))",
@@ -47,7 +47,7 @@ _OF_HELPDESK: Final = (
 def problems_on_postgres(blocks: Sequence[Block], database: Database) -> Iterator[str]:
     """Run a page's statements in a transaction that is rolled back; yield what fails."""
     text = "\n".join(each.text for each in blocks)
-    for slot in _DROPPED_SLOT.findall(text):  # no transaction takes it back
+    for slot in _DROPPED_SLOT.findall(text):  # a rollback does not restore it
         database.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
     schema = (CHECKOUT / "cdc_tasks" / "helpdesk" / "schema" / "postgresql.sql").read_text()
     with closing(database.connect()) as connection, connection.cursor() as cursor:
@@ -60,7 +60,7 @@ def problems_on_postgres(blocks: Sequence[Block], database: Database) -> Iterato
 
 
 def _for_a_transaction(statement: str) -> str:
-    """Return the statement, or what lets the server only read it: as that of a function which is never called."""
+    """Return the statement, or put it into a function that is never called, so that the server only parses it."""
     if not _ALONE.match(statement):
         return statement
     name = f"snippet_{uuid.uuid4().hex}"
@@ -68,7 +68,7 @@ def _for_a_transaction(statement: str) -> str:
 
 
 def problems_on_mysql(blocks: Sequence[Block], database: MySQLDatabase) -> Iterator[str]:
-    """Run a page's statements in one session; yield what fails. The users that they make are dropped again."""
+    """Run a page's statements in one session; yield what fails. Users that they create are dropped afterwards."""
     text = "\n".join(each.text for each in blocks)
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS orders, orders_order, cdc_tasks_marks")
@@ -81,7 +81,7 @@ def problems_on_mysql(blocks: Sequence[Block], database: MySQLDatabase) -> Itera
 
 
 def problems_of_configuration(block: Block, database: MySQLDatabase) -> Iterator[str]:
-    """Yield the names in this configuration of which the server has no variable."""
+    """Yield the names in this configuration that are not variables of the server."""
     parser = configparser.ConfigParser(allow_no_value=True, inline_comment_prefixes=("#",))
     parser.read_string(block.text)
     known = {str(name).lower() for name, _ in database.fetch("SHOW GLOBAL VARIABLES")}
@@ -102,13 +102,13 @@ def _run_each(block: Block, statements: Iterable[str], cursor: Any) -> Iterator[
 
 
 def _without(tables: Iterable[str], text: str) -> Iterator[str]:
-    """Yield the statements but for those of tables that the page makes itself."""
+    """Yield the statements, except those for tables that the page creates itself."""
     made = set(_CREATED.findall(text))
     yield from (each for each in tables if made.isdisjoint(_CREATED.findall(each)))
 
 
 def _statements(text: str) -> Iterator[str]:
-    """Yield the statements, but for those that begin and end a transaction."""
+    """Yield the statements, except those that begin and end a transaction."""
     statement = ""
     for part in _COMMENT.sub("", text).split(";"):
         statement += part

@@ -1,1 +1,1 @@
-"""Modules of tasks as users write them."""
+"""Task modules like those of users."""

@@ -22,7 +22,7 @@ def _note(name: str) -> None:
 
 @shared_task(name="faulty.counts")
 def counts(key: str, cured: bool = False) -> None:
-    """Count, once the hint is there."""
+    """Count, but only if Redis has the hint."""
     if not cured and not cache.client().exists("hint"):
         raise ValueError("at postgresql://someone:the-secret-part@db/ there is no hint")
     _note(key)

@@ -1,4 +1,4 @@
-"""Tasks with a key that note when they begin and end, and fail as they are told."""
+"""Tasks with a key that record when they begin and end, and fail on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG = "in-order"  # a list: "begins key number", "ends …", "waits …", "fails
 
 @shared_task(name="in_order.dies_twice", default_retry_delay=1)
 def dies_twice(key: str, number: int) -> None:
-    """Hang until the worker is killed, then kill this process alone; run to the end the third time."""
+    """Hang until the worker is killed; at the second attempt kill only this process; succeed at the third."""
     client = cache.client()
     tries = client.incr(f"{LOG}:{key}:{number}")  # first: who reads the log may kill the worker at once
     client.rpush(LOG, f"begins {key} {number}")
@@ -43,7 +43,7 @@ def notes(key: str, number: int, fails: int = 0, takes: float = 0.01, until: str
 
 @shared_task(name="in_order.breaks")
 def breaks(key: str, number: int) -> None:
-    """Give up at once, unless it is cured."""
+    """Give up at once, unless the cause is fixed."""
     client = cache.client()
     client.rpush(LOG, f"begins {key} {number}")
     if not client.exists("cured"):

@@ -1,4 +1,4 @@
-"""Tasks that note when they begin and end, and that fail as they are told."""
+"""Tasks that record when they begin and end, and that fail on demand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def note(self: Task[Any, Any], number: int, how: str = "well", seconds: float = 
         raise TryAgain("not now", after=0.5)
     if how == "never":
         raise TryAgain("not now, nor later", after=0.05)
-    if how == "held up" and not redis.exists("mended"):
+    if how == "held up" and not redis.exists("fixed"):
         raise ValueError(number)
     time.sleep(seconds)
     redis.rpush("noted", f"end {number}")
@@ -39,7 +39,7 @@ def note(self: Task[Any, Any], number: int, how: str = "well", seconds: float = 
 
 @shared_task(name="keyed.run", max_retries=1_000)
 def run(key: str, number: int) -> None:
-    """Fail once in fifty runs; note what happens in a file (`tests/acceptance/key_notes.py`)."""
+    """Fail once in fifty runs; record each run in a file (`tests/acceptance/key_notes.py`)."""
     file, process = _notes_of(os.getpid())
     this = f"{key} {number} {process}.{next(_runs)}"
     os.write(file, f"begin {this}\n".encode())
@@ -55,6 +55,6 @@ _runs = count(1)
 
 @lru_cache(maxsize=1)
 def _notes_of(_pid: int) -> tuple[int, str]:
-    """Return the file's descriptor, and a name for this process that no other has."""
-    random.seed()  # or all processes of a worker would throw the same dice
+    """Return the file's descriptor, and a unique name for this process."""
+    random.seed()  # otherwise all processes of a worker would get the same random numbers
     return os.open(os.environ["KEYED_NOTES"], os.O_WRONLY | os.O_APPEND), uuid4().hex[:8]

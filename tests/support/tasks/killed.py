@@ -17,7 +17,7 @@ delivery_log._LEASE = 8  # seconds: no test waits a minute for the lease of a de
 @shared_task(name="killed.note")
 def note(number: int) -> None:
     cache.client().hincrby("begun to note", str(number), 1)
-    time.sleep(0.01)  # what a task usually does takes time, and workers die in the middle of it
+    time.sleep(0.01)  # a usual task takes time, and workers die in the middle of it
     cache.client().hincrby("noted", str(number), 1)
 
 

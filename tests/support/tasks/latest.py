@@ -1,4 +1,4 @@
-"""An application's tasks that keep the newest state of a row: in Redis, and elsewhere."""
+"""An application's tasks that store the newest state of a row, in Redis and elsewhere."""
 
 from __future__ import annotations
 

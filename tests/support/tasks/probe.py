@@ -1,4 +1,4 @@
-"""Tasks that say in Redis that they ran: what a user's own module of tasks looks like."""
+"""Tasks that record in Redis that they ran: an example of a user's own task module."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ran(self: Task[Any, Any], argument: Any) -> None:
 
 @shared_task(bind=True, name="probe.awaits")
 async def awaits(self: Task[Any, Any], argument: Any) -> None:
-    """Fail at the first try, as a service that is away."""
+    """Fail at the first attempt, like a service that is down."""
     await asyncio.sleep(0)
     if not self.request.retries:
         raise TryAgain("The service is away.", after=0.1)

@@ -1,4 +1,4 @@
-"""Another app with `cdc_tasks.install`: its own base class of tasks, a queue that Celery makes, its own settings."""
+"""Another app with `cdc_tasks.install`: its own task base class, a queue that Celery creates, its own settings."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def _notes() -> redis.Redis:
 
 @app.task(name="shop.kills", default_retry_delay=1)
 def kills() -> None:
-    """End the process of the pool at the first try."""
+    """Kill the process of the pool at the first attempt."""
     if _notes().hincrby("shop tries", "kills", 1) == 1:
         os._exit(1)
 
 
 @shared_task(name="shop.waits", acks_late=False)
 def waits() -> None:
-    """Succeed at the second try."""
+    """Succeed at the second attempt."""
     if _notes().hincrby("shop tries", "waits", 1) == 1:
         raise TryAgain("not yet", after=0.1)
 
 
 @app.task(name="shop.counts")
 def counts(of: str = "process of the pool", **_: Any) -> None:
-    """Note how many objects the garbage collector of this process leaves out."""
+    """Record how many objects the garbage collector of this process ignores."""
     _notes().hset("shop counts", of, gc.get_freeze_count())
 
 

@@ -19,10 +19,10 @@ _FLAGS: Final = ("--no-color", "--force-color", "--skip-checks", "--traceback")
 
 
 class Command(BaseCommand):
-    """Hands everything behind `cdc` to the listener's command line, as it was written."""
+    """Passes all arguments after `cdc` to the listener's command line, unchanged."""
 
     help = "The listener's commands (cdc-tasks): run, check, routes, status, parked …"
-    requires_system_checks = ()  # `cdc check` says more, and `cdc run` has to start quickly
+    requires_system_checks = ()  # `cdc check` reports more, and `cdc run` has to start quickly
 
     def add_arguments(self, parser: CommandParser) -> None:
         """For call_command("cdc", "status", "--json")."""
@@ -37,13 +37,13 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Run `manage.py cdc …`: options such as --help and --json are the listener's."""
         arguments = _without_djangos_own(argv[2:])
-        # What a reload runs again: Django has put its own options into the environment.
+        # The command that a reload runs again: Django has put its own options into the environment.
         sys.orig_argv[-len(argv) :] = [*argv[:2], *arguments]
         sys.exit(_run(arguments, f"{os.path.basename(argv[0])} {argv[1]}"))  # noqa: PTH119 - it is a word
 
 
 def _without_djangos_own(arguments: list[str]) -> list[str]:
-    """Take out what Django has seen to already, and pass colours on as the variables that the listener reads."""
+    """Remove the options that Django has handled, and pass colours on as the listener's variables."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--settings", "--pythonpath"):
         parser.add_argument(name)
