@@ -67,7 +67,7 @@ def test_migrations_run_while_the_listener_works_and_nothing_is_lost(project: Pr
         writers = [Writer(project.database_url, names, seed=seed) for seed in (1, 2)]
         with writers[0], writers[1]:
             for migration in _MIGRATIONS[project.environment["SHOP_ENGINE"]]:
-                wait_until(lambda: all(each.transactions > 20 or each.error for each in writers))
+                wait_until(lambda: all(each.transactions > 5 or each.error for each in writers))
                 project.manage("migrate", "stock", migration)
                 if migration == "0006":
                     _fill_new_table(project)

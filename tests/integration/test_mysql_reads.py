@@ -14,7 +14,8 @@ from listener.mysql.check import check_mysql
 from listener.mysql.client.connection import connect
 from listener.mysql.client.server import read_server
 from listener.router import BinlogRouter, EventType
-from tests.integration.test_mysql_types import _DOCUMENTS, _NUMBERS, _TEXTS, _TIMES
+from reference.values import MYSQL_NUMBERS, MYSQL_TEXTS, MYSQL_TIMES
+from tests.integration.test_mysql_types import DOCUMENTS
 from tests.support.mysql.source import MySQLDatabase, MySQLSource
 from tests.support.publishing import in_background
 
@@ -34,7 +35,7 @@ _MORE = [
     ("float", "123456.789"),
     ("double(10,2)", "0.1"),
     ("geometry", "POINT(1, 2)"),
-    *(("json", "'" + text.replace("\\", "\\\\") + "'") for text in _DOCUMENTS),
+    *(("json", "'" + text.replace("\\", "\\\\") + "'") for text in DOCUMENTS),
 ]
 _OF_MARIADB = [
     ("uuid", "'123e4567-e89b-12d3-a456-426655440000'"),
@@ -83,7 +84,7 @@ def _row(change: Change) -> dict[str, Any]:
 
 
 def test_a_read_has_the_values_of_the_insert_whatever_the_types(source: MySQLSource) -> None:
-    cases = [case[:2] for case in _NUMBERS + _TIMES + _TEXTS] + _MORE
+    cases = [case[:2] for case in MYSQL_NUMBERS + MYSQL_TIMES + MYSQL_TEXTS] + _MORE
     cases += _OF_MARIADB if source.database.is_mariadb else []
     columns = ", ".join(f"c{n} {kind}" for n, (kind, _) in enumerate(cases))
     source.execute(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.support.mysql.source import MySQLDatabase
 
-_DOCUMENTS = [
+DOCUMENTS = [
     '{"a": [1, -2, 2.5, 1e300, null, true, false, "x\\"y"], "ü": {}, "": []}',
     "18446744073709551615",
     '"text"',
@@ -52,11 +52,9 @@ def test_each_type_has_its_form(source: MySQLSource, cases: list[tuple[str, str,
 def test_json_is_the_value_itself(source: MySQLSource) -> None:
     source.execute("CREATE TABLE t (id int AUTO_INCREMENT PRIMARY KEY, a json)")
     source.watch()
-    source.execute(
-        *("INSERT INTO t (a) VALUES ('" + text.replace("\\", "\\\\") + "')" for text in _DOCUMENTS)
-    )
-    found = [each.row["a"] for each in source.changes(len(_DOCUMENTS))]
-    assert found == [json.loads(text) for text in _DOCUMENTS]
+    source.execute(*("INSERT INTO t (a) VALUES ('" + text.replace("\\", "\\\\") + "')" for text in DOCUMENTS))
+    found = [each.row["a"] for each in source.changes(len(DOCUMENTS))]
+    assert found == [json.loads(text) for text in DOCUMENTS]
 
 
 def test_json_may_hold_values_of_sql_types(mysql_database: MySQLDatabase) -> None:
