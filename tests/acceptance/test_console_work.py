@@ -177,7 +177,7 @@ def test_a_route_is_replayed_from_its_page(visitor: Visitor, desk: Desk) -> None
     assert "is not later than" in visitor.acts(
         "replay", route=route, since="now", until="2020-01-01T00:00+00:00"
     )
-    assert "is no rate" in visitor.acts("replay", route=route, since="00:00", until="now", rate="0")
+    assert "is not a rate" in visitor.acts("replay", route=route, since="00:00", until="now", rate="0")
     assert "No route has the task or the id x" in visitor.acts(
         "replay", route="x", since="00:00", until="now"
     )
