@@ -308,13 +308,15 @@ def _read(kind: type[Settings], given: Mapping[str, Any]) -> tuple[dict[str, Any
 
 
 def _problem(kind: type[Settings], error: dict[str, Any]) -> str:
-    name = str(error["loc"][0]) if error["loc"] else "environment"
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:  # of several values together, which are not shown: secrets may be among them
+        return f"{problem}."
+    name = str(error["loc"][0])
     field = kind.model_fields.get(name)
     hint = f" {field.description}" if field and field.description else ""
     shown = set_by(name.upper())
     if error["type"] == "missing":
         return f"{shown} is not set.{hint}"
-    problem = error["msg"].removeprefix("Value error, ")
     return f"{shown}={_shown(field and field.annotation, error['input'])}: {problem}.{hint}"
 
 

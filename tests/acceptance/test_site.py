@@ -88,13 +88,13 @@ def test_it_is_read_on_a_telephone_and_searched_without_a_network(site: str) -> 
 
 
 _QUESTIONS = {
-    "What is it?": "tutorial.md",
+    "What is it, and how do I start?": "tutorial.md",
     "Is it for me?": "compare.md",
     "How do I start with Django?": "django.md",
     "What happens if Redis loses its data?": "how-to/redis-lost-its-data.md",
     "How do I rerun yesterday afternoon?": "how-to/rerun.md",
     "What does it cost my database?": "how-to/what-it-costs.md",
-    "What do I do when the disk fills?": "how-to/disk-fills.md",
+    "What do I do if the disk fills?": "how-to/disk-fills.md",
 }
 
 

@@ -154,7 +154,7 @@ def test_from_check_to_a_task_to_a_stop(operator: Operator, database: Database, 
         listener.send_signal(signal.SIGTERM)
         assert listener.wait(timeout=at_most(10)) == 0
     stopped = operator.types("status")
-    assert (stopped.returncode, "nobody" in stopped.stdout) == (1, True)
+    assert (stopped.returncode, "no reader" in stopped.stdout) == (1, True)
 
 
 def _caught_up(operator: Operator) -> Any:

@@ -180,4 +180,4 @@ def test_a_read_has_the_columns_that_the_stream_sends_and_needs_the_key_among_th
     error = _read(pgoutput, "others").error
     assert error is not None
     assert error.code == "backfill_no_key"
-    assert "does not send id of public.others" in error.message
+    assert error.message == "The stream does not send id, the key by which public.others is read."
