@@ -134,8 +134,7 @@ def test_a_slot_that_was_idle_for_too_long_is_a_gap_whose_hint_is_about_that() -
         gap = gap_of(lost, Saved("0/10:8-7-6:0"))
         assert gap is not None
         assert (
-            f"committed after 0/10:0 (the slot: {lost.confirmed_flush_lsn}) and was not published"
-            in gap.message
+            f"committed after 0/10:0 (the slot: {lost.confirmed_flush_lsn}) and not published" in gap.message
         )
         assert "idle_timeout" in gap.message
         hint = (gap.hint or "").partition("from now on: ")[2]
