@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.mysql.source import MySQLDatabase
 
 _SEED = 20261122
-_KILLS = {"mariadb": 8, "mysql": 8, "mysql without GTIDs": 4, "mysql, compressed": 4}
+_KILLS = {"mariadb": 6, "mysql": 6, "mysql without GTIDs": 4, "mysql, compressed": 4}
 
 
 @pytest.mark.parametrize("kind", _KILLS)

@@ -43,13 +43,13 @@ def test_each_change_of_concurrent_clients_is_queued_once_in_commit_order_while_
 
 
 def _kills(world: World) -> Iterator[Attack]:
-    """At each named point, then at random moments until 3,000 rows were inserted, updated and deleted."""
+    """At each named point, then at random moments until 2,000 rows were inserted, updated and deleted."""
     for point in POINTS:
         yield partial(kill_at, point=point, hit=2, patience=at_most(20))
     for number in count(len(POINTS) + 1):
         yield attack_listener
         counts = world.ledger.count()
-        if number >= 10 and all(counts.get(event, 0) >= 3_000 for event in ("insert", "update", "delete")):
+        if number >= 10 and all(counts.get(event, 0) >= 2_000 for event in ("insert", "update", "delete")):
             return
 
 

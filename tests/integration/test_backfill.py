@@ -427,6 +427,7 @@ def test_a_backfill_of_a_binlog_is_planned_and_done(
     assert [each["after"]["name"] for each in sent if each["table"] == "named"] == person.names()
 
 
+@pytest.mark.parametrize("plugin", ["pgoutput"])  # what a person does is the same with both
 def test_a_person_follows_and_directs_backfills(person: Person) -> None:
     person.fills(600)
     with person.running() as process:
