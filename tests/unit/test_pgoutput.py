@@ -63,6 +63,13 @@ def test_a_message_of_an_unknown_kind_stops_the_listener() -> None:
         decoder.decode(b"?what is this", [])
 
 
+def test_the_end_of_an_aborted_transaction_of_which_nothing_was_sent_is_passed_over() -> None:
+    decoder = PgOutputDecoder(BUILTIN.__getitem__, source="c0ffee")
+    changes: list[WALChange] = []
+    assert decoder.decode(b"A" + bytes.fromhex("0006e35c0006e35c"), changes) is None
+    assert changes == []
+
+
 def test_texts_of_another_encoding_are_read_in_it() -> None:
     (capture, *_) = captures("rows")
     decoder = PgOutputDecoder(BUILTIN.__getitem__, source="c0ffee", codec="cp1252")

@@ -31,7 +31,9 @@ __all__ = ["PgOutputDecoder"]
 _BEGIN, _COMMIT, _RELATION = ord("B"), ord("C"), ord("R")
 _INSERT, _UPDATE, _DELETE, _TRUNCATE = ord("I"), ord("U"), ord("D"), ord("T")
 _MESSAGE = ord("M")  # a logical message
-_IGNORED = frozenset(b"OY")  # origin, type (the catalogue knows more)
+# Origin, type (the catalogue knows more), and stream abort. PostgreSQL 18 sends the last for some large transactions
+# that were aborted, even to a reader that has not asked for streaming. None of their changes were sent.
+_IGNORED = frozenset(b"OYA")
 _ROWS = frozenset({_INSERT, _UPDATE, _DELETE})
 _OF_A_TABLE = frozenset({b"I", b"U", b"D"})  # the table's OID follows
 _NEW, _KEY = ord("N"), ord("K")  # the tuple that follows; the third kind, O, is the whole old row
