@@ -22,7 +22,7 @@ import threading
 import time
 from array import array
 from base64 import b64decode
-from collections import Counter
+from collections import Counter, deque
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -459,10 +459,16 @@ class Attribution:
                 for line in process.stderr or ():
                     if "streaming" in line:
                         break
-                threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()  # at once
+                last = deque[str](maxlen=3)
+                threading.Thread(
+                    target=last.extend, args=[process.stderr or ()], daemon=True
+                ).start()  # at once
                 wait_until(self._reads, what="the listener to read", timeout=60)
                 self._started.set()
                 while not self._is_over.wait(random.uniform(0.05, 0.5)):
+                    if process.poll() is not None:
+                        self.report.wrong.append(f"The listener has ended by itself: {' '.join(last)}")
+                        return
                     if self.report.kills < kills and self._come.value >= places[self.report.kills]:
                         self.report.kills += 1
                         break
