@@ -83,7 +83,7 @@ def did_you_mean(error: BaseException, parameters: Iterable[str] = ()) -> str | 
 
 
 def is_missing(error: ModuleNotFoundError, module: str) -> bool:
-    """Return whether `module` or one of its packages is missing, rather than a module that it imports."""
+    """Return whether `module` itself or one of its packages is missing, not a module that it imports."""
     return error.name is not None and f"{module}.".startswith(f"{error.name}.")
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from cdc_tasks.errors import CDCError
 from cdc_tasks.words import counted
 
 __all__ = ["BoxError", "described_run", "run"]
+
+_PATIENCE: Final = 60.0  # seconds
+_ASK_EVERY: Final = 0.1  # seconds
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -32,14 +37,27 @@ def run(url: str, sql: str) -> int:
 
 
 def described_run(url: str, number: int) -> str:
-    """Return the page's view of a run as text; raise BoxError if the change, its task or its message is missing."""
-    shown: dict[str, Any] = json.loads(_ask(f"{url}/effects?run={number}"))
-    for kind in ("changes", "tasks", "messages"):
-        if not shown[kind]:
-            raise BoxError(f"The page shows no {kind} of run {number}.")
+    """Return the page's view of a run as text, once it has the change, its task and its message.
+
+    Raise BoxError if one of them does not come: a message may arrive before the events of its task.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while missing := _missing(shown := _effects(url, number)):
+        if time.monotonic() > deadline:
+            raise BoxError(f"The page shows no {missing} of run {number}.")
+        time.sleep(_ASK_EVERY)
     changes, tasks = counted(len(shown["changes"]), "change"), counted(len(shown["tasks"]), "task")
     messages, first = counted(len(shown["messages"]), "message"), shown["messages"][0]["after"] * 1000
     return f"The page shows {changes}, {tasks} and {messages}, the first {first:.0f} ms after the click."
+
+
+def _effects(url: str, number: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_ask(f"{url}/effects?run={number}"))
+    return found
+
+
+def _missing(shown: Mapping[str, Any]) -> str | None:
+    return next((kind for kind in ("changes", "tasks", "messages") if not shown[kind]), None)
 
 
 def _ask(url: str, headers: dict[str, str] | None = None, body: bytes | None = None) -> bytes:

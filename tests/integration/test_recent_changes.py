@@ -59,7 +59,7 @@ class Person(Operator):
         (directory / "routes_of_mine.py").write_text(_ROUTES.replace("PREFIX", database.name))
 
     def sees(self, changes: int) -> list[dict[str, Any]]:
-        """Return all recent changes, the oldest first, once they are so many."""
+        """Wait for this many recent changes; return them, the oldest first."""
         store = RecentStore(RedisConnection.of_cache(self._store_url), self.database.name)
 
         def shown() -> list[dict[str, Any]]:
