@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisError
 
 from cdc_tasks import cache
 from cdc_tasks.errors import CDCError
@@ -67,10 +67,10 @@ _PAGE: Final = 2_000  # entries that are read at a time, at most
 _MOST_LOOKED_AT: Final = 20_000
 _PLACE: Final = re.compile(r"\d{1,15}-\d{1,15}")
 
-# Functions for scripts. `first` is the place of KEYS among the script's keys; an empty text notes nothing.
+# Functions for scripts. `first` is the place of KEYS among the script's keys; an empty text notes nothing. Errors, such
+# as a missing right of the Redis user, are ignored: the record must not stop a message.
 WAITS: Final = f"""
-local function message_waits(first, id, wait, text)
-    if text == '' then return end
+local function note_wait(first, id, wait, text)
     local log, held, untils = KEYS[first], KEYS[first + 1], KEYS[first + 2]
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -86,10 +86,12 @@ local function message_waits(first, id, wait, text)
     redis.call('HSET', held, id, since .. ' ' .. text)
     redis.call('ZADD', untils, string.format('%.0f', now + wait), id)
 end
+local function message_waits(first, id, wait, text)
+    if text ~= '' then pcall(note_wait, first, id, wait, text) end
+end
 """
 ENDED: Final = """
-local function message_ended(first, id, kept, text)
-    if text == '' then return end
+local function note_end(first, id, kept, text)
     local log, held, untils = KEYS[first], KEYS[first + 1], KEYS[first + 2]
     local found = redis.call('HGET', held, id)
     if found then
@@ -97,8 +99,10 @@ local function message_ended(first, id, kept, text)
         redis.call('ZREM', untils, id)
     end
     local since = found and string.match(found, '^%d+') or ''
-    -- pcall: a Redis user without this right must not hold up messages
-    if tonumber(kept) > 0 then redis.pcall('XADD', log, 'MAXLEN', '~', kept, '*', 'note', text, 'since', since) end
+    if tonumber(kept) > 0 then redis.call('XADD', log, 'MAXLEN', '~', kept, '*', 'note', text, 'since', since) end
+end
+local function message_ended(first, id, kept, text)
+    if text ~= '' then pcall(note_end, first, id, kept, text) end
 end
 """
 
@@ -149,7 +153,7 @@ class MessageNote:
 
     def _note(self, script: str, number: int, text: str) -> None:
         if text:
-            with suppress(cache.CacheAwayError), cache.errors_translated():
+            with suppress(cache.CacheAwayError, RedisError), cache.errors_translated():
                 cache.client().register_script(script)(keys=KEYS, args=[self.id, number, text])
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc_tasks.notify import delivery_log
+from cdc_tasks.notify import delivery_log, message_record
 from cdc_tasks.notify.delivery_log import Claim, DeliveryRecord
+from cdc_tasks.notify.message_record import MessageNote
 from cdc_tasks.retry import NotYetError, TryAgain
 from harness.waiting import wait_until
 
@@ -35,6 +36,19 @@ def test_a_sent_message_stays_sent(in_process: HelpDesk) -> None:
         first.sent("slack")
     assert DeliveryRecord("one").claim() is Claim.SENT
     assert in_process.broker.cache.hgetall("cdc:totals") == {b"delivered slack": b"1"}
+    assert 0 < in_process.broker.cache.ttl("cdc:sent:one") <= 7 * 24 * 3600
+
+
+def test_a_record_of_messages_that_cannot_be_written_stops_no_message(in_process: HelpDesk) -> None:
+    for key in message_record.KEYS:
+        in_process.broker.cache.set(key, "of another type")
+    note = MessageNote(id="one", account_id=1, kind="test", subject_id=1, change_id="c", service="slack")
+    record = DeliveryRecord("one", note)
+    assert record.claim() is Claim.FREE
+    note.waits(1.0, message_record.RETRY)
+    record.sent("slack")
+    note.ended(message_record.GAVE_UP)
+    assert DeliveryRecord("one").claim() is Claim.SENT
     assert 0 < in_process.broker.cache.ttl("cdc:sent:one") <= 7 * 24 * 3600
 
 
